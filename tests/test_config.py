@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -116,6 +117,47 @@ def test_every_setting_can_be_set_by_the_environment(tmp_path: Path) -> None:
 def test_a_cluster_that_has_a_service_called_kdn_is_no_mistake(tmp_path: Path) -> None:
     links = {"KDN_SERVICE_HOST": "10.0.0.1", "KDN_PORT": "tcp://10.0.0.1:80", "KDN_PORT_80_TCP": ""}
     assert load_config(links, home=tmp_path).serve.port == 8000
+
+
+@pytest.mark.parametrize("protocol", ["tcp", "udp", "sctp"])
+def test_the_link_of_a_service_called_kdn_serve_is_no_port(tmp_path: Path, protocol: str) -> None:
+    """Kubernetes calls it as our setting is called. All that it writes of a service is passed over."""
+    links = {
+        "KDN_SERVE_PORT": f"{protocol}://10.0.0.1:8000",
+        "KDN_SERVE_SERVICE_HOST": "10.0.0.1",
+        "KDN_SERVE_SERVICE_PORT_HTTP": "8000",
+        "KDN_SERVE_PORT_8000_TCP_ADDR": "10.0.0.1",
+    }
+    (tmp_path / "kdn.toml").write_text("[serve]\nport = 9000\n")
+    assert load_config(links, home=tmp_path).serve.port == 9000
+    assert load_config({"KDN_SERVE_PORT": "8001"}, home=tmp_path).serve.port == 8001
+    with pytest.raises(BadConfig, match=r"serve.port is 'http://10.0.0.1:8000'; expected"):
+        load_config({"KDN_SERVE_PORT": "http://10.0.0.1:8000"}, home=tmp_path)
+
+
+def test_every_variable_that_we_name_is_one_that_we_take(tmp_path: Path) -> None:
+    """Every command runs while a variable is exported that a help text or a document recommends."""
+    root = Path(__file__).parents[1]
+    kinds = (".py", ".md", ".yaml", ".service", ".toml", ".json", "Dockerfile", "Makefile")
+    files = [root / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md", "Makefile")]
+    for folder in ("src", "docs", "deploy", "scripts", "examples"):
+        files += [one for one in (root / folder).rglob("*") if one.name.endswith(kinds)]
+    named = {
+        (variable, str(file.relative_to(root)))
+        for file in files
+        for variable in re.findall(r"\bKDN_\w*[A-Z0-9]\b", file.read_text(encoding="utf-8"))
+    }
+    assert {"KDN_HOME", "KDN_ENGINE_KEY", "KDN_STORE_DISK_BYTES"} <= {name for name, _ in named}
+    refused = [(name, file) for name, file in sorted(named) if not known(name, tmp_path)]
+    assert refused == []
+
+
+def known(variable: str, home: Path) -> bool:
+    try:
+        load_config({variable: "1"}, home=home)
+    except BadConfig as error:  # of a name that is known, the value may not do
+        return "no setting" not in str(error)
+    return True
 
 
 def test_a_named_file_must_exist(tmp_path: Path) -> None:

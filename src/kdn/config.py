@@ -245,10 +245,10 @@ _RENAMED = {  # earlier names of settings, which are read as the present ones
     ("cost", "acts"): "enforce_prices",
     ("blend", "drift"): "key_bias",
 }
-# Read elsewhere, so known here: the home folder and the place of the settings file.
-_OTHER_VARIABLES = ("KDN_HOME", "KDN_CONFIG")
-# Kubernetes gives every container such variables for each service; one may be called kdn.
-_SERVICE_LINK = re.compile(r"_SERVICE_(HOST|PORT\w*)$|_PORT(_\d+_\w+)?$")
+# Read elsewhere, so known here: the home folder, the place of the settings file, the key of --engine.
+_OTHER_VARIABLES = ("KDN_HOME", "KDN_CONFIG", "KDN_ENGINE_KEY")
+# Kubernetes gives containers such NAME=VALUE for each service; one may be called kdn, or kdn-serve.
+_SERVICE_LINK = re.compile(r"\w+_(SERVICE_(HOST|PORT\w*)=|PORT_\d+_\w+=|PORT=(tcp|udp|sctp)://)")
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 _BINARY_UNITS = {"KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}
 
@@ -311,19 +311,19 @@ def _with_present_names(path: Path, tables: dict[str, dict[str, Any]]) -> dict[s
 
 def _read_environment(environ: Mapping[str, str]) -> dict[tuple[str, str], Any]:
     """The variables that are settings, by room and field."""
+    ours = {name: text for name, text in environ.items() if _looks_like_ours(name, text)}
     names = {
         f"KDN_{room}_{field}".upper(): (room, field) for room in _ROOMS for field in _fields(room)
     }
     earlier = {f"KDN_{r}_{old}".upper(): (r, new) for (r, old), new in _RENAMED.items()}
     found = {
-        place: _read_variable(variable, environ[variable], *place)
+        place: _read_variable(variable, ours[variable], *place)
         for variable, place in (earlier | names).items()  # a present name wins
-        if variable in environ
+        if variable in ours
     }
-    for variable in environ.keys() - names.keys() - earlier.keys():
-        if _looks_like_ours(variable):
-            hint = _nearest(variable, [*names, *_OTHER_VARIABLES])
-            raise BadConfig(f"environment: no setting {variable}{hint}")
+    for variable in ours.keys() - names.keys() - earlier.keys():
+        hint = _nearest(variable, [*names, *_OTHER_VARIABLES])
+        raise BadConfig(f"environment: no setting {variable}{hint}")
     return found
 
 
@@ -346,9 +346,9 @@ def _read_variable(variable: str, text: str, room: str, field: str) -> Any:
     return {name.strip(): value.strip() for name, _, value in pairs}
 
 
-def _looks_like_ours(variable: str) -> bool:
+def _looks_like_ours(variable: str, text: str) -> bool:
     ours = variable.startswith("KDN_") and variable not in _OTHER_VARIABLES
-    return ours and _SERVICE_LINK.search(variable) is None
+    return ours and _SERVICE_LINK.match(f"{variable}={text}") is None
 
 
 def _build(kind: type[_Room], room: str, tables: Mapping[str, Mapping[str, Any]]) -> _Room:

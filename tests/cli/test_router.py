@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+from hashlib import sha256
 from pathlib import Path
 
 import httpx
@@ -33,6 +34,31 @@ def test_the_router_tells_its_address_and_ends_in_good_order(tmp_path: Path) -> 
     done = finish(program)
     assert done.code == 0
     assert "Traceback" not in done.err
+
+
+def test_the_router_asks_for_each_key_of_the_settings(tmp_path: Path) -> None:
+    """One on loopback that overlooked them would lend its servers' key to every program here."""
+    (tmp_path / "keys").write_text(sha256(b"three").hexdigest() + "\n")
+    (tmp_path / "kdn.toml").write_text(
+        f'[serve]\napi_key = "one"\nsalted_keys = ["blue=two"]\nkey_file = "{tmp_path / "keys"}"\n'
+    )
+    options = ("--server", "http://127.0.0.1:9", "--server-key", "lent", "--port", "0")
+    program = start(tmp_path, "router", *options, "--json")
+    try:
+        assert program.stdout is not None
+        url = json.loads(program.stdout.readline())["url"]
+        for sent in ("one", "two", "three", "four", ""):
+            answer = httpx.post(
+                f"{url}/v1/completions",
+                json={"model": "m", "prompt": "Hello"},
+                headers={"authorization": f"Bearer {sent}"} if sent else {},
+                timeout=60,
+            )
+            # a known caller is told that nothing listens at the server
+            assert answer.status_code == (503 if sent in ("one", "two", "three") else 401), sent
+    finally:
+        program.send_signal(signal.SIGTERM)
+        finish(program)
 
 
 @pytest.mark.parametrize(

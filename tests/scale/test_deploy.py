@@ -17,6 +17,7 @@ import pytest
 from typer.main import get_command
 
 from kdn.cli import app
+from kdn.config import load_config, parse_bytes
 from kdn.scale.settings import read_settings
 from kdn.store import open_store
 from tests.scale.served import routed
@@ -125,7 +126,7 @@ def test_the_compose_file_starts_what_it_depends_on() -> None:
     assert list(services) == ["redis", "node", "vllm", "router"]
     for name in ("node", "router"):
         refuse_unknown(services[name]["command"])
-    text = services["vllm"]["command"][-1].replace("${KDN_STORE_KEY:?a key for the store}", "k")
+    text = services["vllm"]["command"][-1].replace("${STORE_KEY:?a key for the store}", "k")
     told = connector_of(text)["kv_connector_extra_config"]
     assert told["peer_url"].endswith(f"node:{services['node']['command'][4]}")
     for service in services.values():
@@ -138,8 +139,8 @@ def test_the_compose_file_is_one_that_docker_takes() -> None:
         pytest.skip("docker is not installed")
     command = ["docker", "compose", "-f", str(DEPLOY / "compose.yaml"), "config", "--quiet"]
     keys = {
-        "KDN_STORE_KEY": "a",
-        "KDN_API_KEY": "b",
+        "STORE_KEY": "a",
+        "API_KEY": "b",
         "MODEL": "m",
         "PATH": "/usr/bin:/usr/local/bin",
     }
@@ -147,6 +148,83 @@ def test_the_compose_file_is_one_that_docker_takes() -> None:
     if "unknown" in done.stderr or "is not a docker command" in done.stderr:
         pytest.skip("docker compose is not installed")
     assert done.returncode == 0, done.stderr
+
+
+def image_environment() -> dict[str, str]:
+    """What the image `kdn` sets."""
+    lines = re.findall(r"^ENV (.+)$", (DEPLOY / "Dockerfile").read_text(), re.MULTILINE)
+    return dict(pair.split("=", 1) for line in lines for pair in shlex.split(line))
+
+
+def environments() -> Iterator[tuple[str, dict[str, str]]]:
+    """What each deployed program of ours finds in its environment, and which it is."""
+    image = image_environment()
+    yield "image", image
+    for name, service in yaml.safe_load((DEPLOY / "compose.yaml").read_text())["services"].items():
+        yield f"compose {name}", image | service.get("environment", {})
+    for pod in pods():
+        (container,) = pod["containers"]
+        given = {one["name"]: one.get("value", "from a Secret") for one in container.get("env", ())}
+        yield f"chart {container['name']}", image | given
+    for path in DEPLOY.glob("*.service"):
+        lines = re.findall(r"^Environment=(.+)$", path.read_text(), re.MULTILINE)
+        yield path.name, dict(pair.split("=", 1) for line in lines for pair in shlex.split(line))
+
+
+def pods(**changes: Any) -> list[dict[str, Any]]:
+    kept = (one for one in manifests(**changes) if one["kind"] != "Service")
+    return [one["spec"]["template"]["spec"] for one in kept]
+
+
+def test_what_is_set_for_the_programs_is_what_they_take(tmp_path: Path) -> None:
+    """`kdn` refuses a variable of ours that it does not know, and ends."""
+    found = dict(environments())
+    assert len(found) == 10
+    for environ in found.values():
+        load_config(environ, home=tmp_path)
+
+
+def test_the_image_asks_the_port_of_what_it_runs() -> None:
+    """Its own command, the node; compose names the router's, and docs/scale.md that of `kdn serve`."""
+    found = {name: environ.get("HEALTH_URL") for name, environ in environments()}
+    assert "os.environ['HEALTH_URL']" in (DEPLOY / "Dockerfile").read_text()
+    assert found["image"] == found["compose node"] == "http://127.0.0.1:8100/health"
+    assert found["compose router"] == "http://127.0.0.1:8200/health"
+    told = (DEPLOY.parent / "docs" / "scale.md").read_text()
+    assert "-e HEALTH_URL=http://127.0.0.1:8000/health" in told
+
+
+def test_a_first_download_of_a_model_is_waited_for() -> None:
+    """Half an hour, in which a vLLM without an answer is starting: compose's router waits for it."""
+    text = (DEPLOY / "Dockerfile").read_text()
+    periods = [int(one) for one in re.findall(r"--start-period=(\d+)s", text)]
+    assert periods == [1800, 30]
+    assert (
+        "healthcheck"
+        not in yaml.safe_load((DEPLOY / "compose.yaml").read_text())["services"]["vllm"]
+    )
+    (probe,) = (
+        pod["containers"][0]["startupProbe"]
+        for pod in pods()
+        if "startupProbe" in pod["containers"][0]
+    )
+    assert probe["periodSeconds"] * probe["failureThreshold"] == 1800
+
+
+def test_the_node_fills_its_volume_and_no_more() -> None:
+    """Without a number it would take a tenth of it, and 20 GB at most."""
+    given = yaml.safe_load((CHART / "values.yaml").read_text())["node"]
+    for node in (given, given | {"storage": "1Ti", "diskBytes": "900Gi"}):
+        (pod,) = (one for one in pods(node=node) if one["containers"][0]["name"] == "node")
+        told = {one["name"]: one.get("value") for one in pod["containers"][0]["env"]}
+        asked = load_config({"KDN_STORE_DISK_BYTES": told["KDN_STORE_DISK_BYTES"]}).store.disk_bytes
+        assert asked is not None
+        assert 0.8 <= asked / parse_bytes(node["storage"]) < 1
+
+
+def test_no_pod_is_told_of_the_services_around_it() -> None:
+    """A service called kdn-serve or vllm would set a variable that is a setting of ours or vLLM's."""
+    assert [pod["enableServiceLinks"] for pod in pods()] == [False] * 3
 
 
 def test_every_pod_of_the_chart_is_asked_how_it_is() -> None:
@@ -195,18 +273,13 @@ def test_probes_ask_for_what_the_programs_answer(tmp_path: Path) -> None:
 
 
 def test_the_chart_s_programs_take_their_arguments() -> None:
-    pods = {
-        one["metadata"]["name"]: one["spec"]["template"]["spec"]["containers"][0]
-        for one in manifests()
-        if one["kind"] != "Service"
-    }
-    refuse_unknown(pods["shop-node"]["args"])
-    refuse_unknown(pods["shop-router"]["args"])
-    servers = [one for one in pods["shop-router"]["args"] if one.startswith("--server=")]
+    found = {pod["containers"][0]["name"]: pod["containers"][0] for pod in pods()}
+    refuse_unknown(found["node"]["args"])
+    refuse_unknown(found["router"]["args"])
+    servers = [one for one in found["router"]["args"] if one.startswith("--server=")]
     assert servers == [f"--server=http://shop-vllm-{n}.shop-vllm:8000" for n in (0, 1)]
-    told = connector_of(pods["shop-vllm"]["args"][-1].partition("=")[2])
+    told = connector_of(found["vllm"]["args"][-1].partition("=")[2])
     assert told["kv_connector_extra_config"]["peer_url"] == "http://shop-node:8100"
-    assert pods["shop-vllm"]["startupProbe"]["failureThreshold"] == 60
 
 
 def test_a_storage_class_is_left_to_the_cluster_unless_named() -> None:

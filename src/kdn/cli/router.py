@@ -44,7 +44,8 @@ def router(
     host: Annotated[str | None, typer.Option(help="The address; loopback by default.")] = None,
     port: Annotated[int, typer.Option(help="The port; 0 takes a free one.")] = 8200,
     api_key: Annotated[
-        list[str] | None, typer.Option(help="What callers must send; may be repeated.")
+        list[str] | None,
+        typer.Option(help="What callers must send; may be repeated. Better: KDN_SERVE_API_KEY."),
     ] = None,
     key_file: Annotated[
         Path | None, typer.Option(help="Keys of callers by their SHA-256.", dir_okay=False)
@@ -64,6 +65,7 @@ def router(
 
     hide_arguments([*(api_key or ()), server_key or ""])
     config = read_settings(home)
+    configured = (config.serve.api_key,) if config.serve.api_key else ()
     routing = RouterSettings(
         servers=tuple(server),
         rule=rule,
@@ -74,8 +76,9 @@ def router(
     settings = ServeSettings(
         host=host or config.serve.host,
         port=port,
-        api_keys=tuple(api_key or ()),
-        key_file=key_file,
+        api_keys=tuple(api_key or configured),
+        salted_keys=config.serve.salted_keys,
+        key_file=key_file or config.serve.key_file,
         allow_unauthenticated=allow_unauthenticated,
         limits=Limits.of(config.serve),
         grace_s=config.serve.grace_s,

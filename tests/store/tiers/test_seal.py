@@ -22,7 +22,7 @@ from kdn.store import (
     read_whole,
 )
 from kdn.store.block.reader import BytesHandle
-from kdn.store.tiers.seal import KeyRing, is_sealed
+from kdn.store.tiers.seal import KeyRing, is_private, is_sealed
 from kdn.trace import NoTrace
 from tests.store.helpers import MODEL, block_id, make_block, run_of
 from tests.store.twins import DictRemote
@@ -211,14 +211,37 @@ def test_what_leaves_for_a_remote_is_sealed_note_and_all() -> None:
             assert tokens_found(store) == 0
 
 
+@pytest.mark.parametrize(
+    ("mode", "uid", "private"),
+    [
+        (0o600, 1000, True),
+        (0o400, 1000, True),
+        (0o440, 1000, False),  # of our own file we say who reads it: nobody else
+        (0o440, 0, True),  # a Secret of Kubernetes, which its fsGroup lends us
+        (0o640, 0, True),
+        (0o660, 0, False),
+        (0o450, 0, False),
+        (0o444, 0, False),
+        (0o441, 0, False),
+    ],
+)
+def test_a_key_file_is_ours_alone_or_lent_to_a_group_of_ours(
+    mode: int, uid: int, private: bool
+) -> None:
+    regular_file = 0o100000
+    assert is_private(regular_file | mode, uid, euid=1000) is private
+
+
 def test_key_files(tmp_path: Path) -> None:
     path = tmp_path / "keys.toml"
     path.write_text(f'master = "{"00" * 32}"\n[tenants]\nalice = "{"11" * 32}"\n')
     path.chmod(0o600)
     assert read_key_file(path).tenants == {"alice": b"\x11" * 32}
-    path.chmod(0o644)
-    with pytest.raises(BadConfig, match="chmod 600"):
-        read_key_file(path)
+    for mode in (0o640, 0o644):
+        path.chmod(mode)
+        with pytest.raises(BadConfig, match="others may read it: chmod 600"):
+            read_key_file(path)
+    path.chmod(0o600)
     for text in ('master = "00"', 'master = "zz"', "", f'master = "{"00" * 32}"\nmistress = 1'):
         bad = tmp_path / "bad.toml"
         bad.write_text(text)

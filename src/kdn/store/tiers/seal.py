@@ -41,6 +41,7 @@ __all__ = [
     "SEAL_BYTES",
     "KeyRing",
     "SealedHandle",
+    "is_private",
     "is_sealed",
     "read_key_file",
 ]
@@ -222,14 +223,27 @@ class SealedHandle(Handle):
             self._open.add(number)
 
 
+def is_private(mode: int, uid: int, euid: int) -> bool:
+    """Is a file of that mode and owner a secret of the user `euid`?
+
+    Nobody else may have any right to a file of ours.  One of another owner, such as a Secret that
+    Kubernetes mounts, may be read through a group, and no more.
+    """
+    return not mode & (0o077 if uid == euid else 0o037)
+
+
 def read_key_file(path: Path) -> KeyRing:
     """A key ring from a file: `master = HEX` and, for tenants with keys of their own, `[tenants]`
     with `NAME = HEX` each (TOML). Raises BadConfig, also for a file that others may read."""
     import tomllib
 
     try:
-        if path.stat().st_mode & 0o077:
-            raise BadConfig(f"{path} holds keys and others may read it: chmod 600 {path}")
+        about, euid = path.stat(), os.geteuid()
+        if not is_private(about.st_mode, about.st_uid, euid):
+            cure = f"chmod 600 {path}"
+            if about.st_uid != euid:
+                cure = "its owner gives it mode 440 (a Secret of Kubernetes: defaultMode: 0440)"
+            raise BadConfig(f"{path} holds keys and others may read it: {cure}")
         found = tomllib.loads(read_bounded(path).decode())
         tenants = {name: bytes.fromhex(text) for name, text in found.pop("tenants", {}).items()}
         master = bytes.fromhex(found.pop("master"))
