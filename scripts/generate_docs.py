@@ -28,10 +28,22 @@ ROOMS = ("kdn", "kdn.core", "kdn.config", "kdn.model", "kdn.engine", "kdn.schedu
          "kdn.store", "kdn.rag", "kdn.serve", "kdn.testing", "kdn.clock", "kdn.trace")  # fmt: skip
 """Where public names are: everything in these modules' `__all__`."""
 
+_CLI_HEAD = """# The command line
+
+Made from the program by `scripts/generate_docs.py`.
+
+| exit code | meaning |
+|---|---|
+| 0 | done as asked; also `kdn serve`, `kdn node` and `kdn router` that SIGTERM ended while they served |
+| 1 | it failed: the machine, a tier, another program, a model's files; `kdn store verify` found damage |
+| 2 | what was asked for, or a setting, cannot be done so: the sentence on standard error says what to give |
+| 130 | Ctrl-C ended it, a server too; what was finished before is kept |
+| 143 | SIGTERM ended it, also a server that did not serve yet; what was finished before is kept |"""
+
 
 def cli_page() -> str:
     """Every command with its arguments and options, in the order of `kdn --help`."""
-    lines = ["# The command line", "", "Made from the program by `scripts/generate_docs.py`."]
+    lines = [_CLI_HEAD]
     for name, command in _commands("kdn", get_command(app)):
         lines += ["", f"## {name}", "", _paragraph(command.help or "")]
         shown = [parameter for parameter in command.params if not _is_everywhere(parameter)]
@@ -54,7 +66,8 @@ def _is_everywhere(parameter: Any) -> bool:
 
 def _parameter(parameter: Any) -> str:
     is_option = parameter.param_type_name == "option"
-    name = ", ".join(parameter.opts) if is_option else parameter.name.upper()
+    words = (*parameter.opts, *parameter.secondary_opts)
+    name = ", ".join(words) if is_option else parameter.name.upper()
     default = (
         ""
         if parameter.default in (None, False) or callable(parameter.default)

@@ -11,21 +11,26 @@ import sys
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
+from signal import SIGTERM
 from typing import Any
 
 import pytest
 import yaml
 from typer.main import get_command
 
-from kdn.cli import app
-from kdn.config import Config
+from kdn.cli import app, main
+from kdn.config import Config, parse_bytes
 from kdn.errors import UnknownModel
+from kdn.machine.process import INTERRUPTED
 from kdn.model import known_models, resolve
+from tests.cli.program import kdn
 from tests.engine.test_company import weaken, write_adapter
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 PAGES = [ROOT / "README.md", *sorted(DOCS.glob("*.md")), *sorted(DOCS.glob("tutorials/*.md"))]
+COMMANDS = DOCS / "cli.md"
+EVERYWHERE = {"--help", "--install-completion", "--show-completion"}
 TUTORIALS = sorted(path.name for path in DOCS.glob("tutorials/*.md"))
 EXAMPLES = sorted(
     path.name for path in (ROOT / "examples").glob("*.py") if not path.name.startswith("ray_")
@@ -65,6 +70,49 @@ def test_every_command_of_a_page_is_one_of_kdns(page: Path) -> None:
         known = {name for one in command.params for name in (*one.opts, *one.secondary_opts)}
         given = [word.partition("=")[0] for word in words if re.match(r"--?[a-z]", word)]
         assert set(given) <= known, f"{page.name}: {command.name} {words}"
+
+
+def test_every_option_is_on_the_page_of_commands() -> None:
+    """Those that turn something off, too."""
+    chapters = dict(
+        re.findall(r"^## (kdn.*)\n((?:(?!## ).*\n)*)", COMMANDS.read_text("utf-8"), re.MULTILINE)
+    )
+    missing, waiting = [], [("kdn", program())]
+    for name, command in waiting:
+        waiting += [
+            (f"{name} {word}", one) for word, one in getattr(command, "commands", {}).items()
+        ]
+        words = [word for one in command.params for word in (*one.opts, *one.secondary_opts)]
+        listed = set(re.findall(r"--?[\w-]+", chapters[name])) | EVERYWHERE
+        missing += [f"{name} {word}" for word in words if word[0] == "-" and word not in listed]
+    assert missing == []
+    assert len(waiting) > 60
+
+
+def test_the_cap_that_was_asked_for_last_is_undone_as_the_page_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = (DOCS / "store.md").read_text("utf-8")
+    (undo,) = re.findall(r'`KDN_STORE_DISK_BYTES="([^"]+)" kdn (store stat)`', page)
+    caps = []
+    for asked in ("1 GB", None, undo[0], None):
+        with monkeypatch.context() as environment:
+            if asked is not None:
+                environment.setenv("KDN_STORE_DISK_BYTES", asked)
+            told = kdn(tmp_path, *undo[1].split(), "--json").json
+        caps.append(told["tiers"]["disk"]["capacity_bytes"])
+    assert caps == [10**9, 10**9, parse_bytes(undo[0]), parse_bytes(undo[0])]
+    (row,) = re.findall(
+        r"^\| `disk_bytes` .*$", (DOCS / "configuration.md").read_text("utf-8"), re.MULTILINE
+    )
+    assert "asked for last" in row
+
+
+def test_the_codes_that_kdn_ends_with_are_those_of_the_page() -> None:
+    listed = re.findall(r"^\| (\d+) \|", COMMANDS.read_text("utf-8"), re.MULTILINE)
+    assert main.__doc__ is not None
+    assert listed == re.findall(r"\d+", main.__doc__)
+    assert listed == ["0", "1", "2", str(INTERRUPTED), str(128 + SIGTERM)]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -97,3 +97,24 @@ def test_documents_that_a_recipe_cannot_steer_are_in_and_told(tmp_path: Path, ti
     assert done.code == 2
     assert "the model's context 2048" in done.err
     assert done.json["added"] == [str(text)]
+
+
+def test_a_recipe_that_is_kept_by_name_steers_texts_beforehand(tmp_path: Path, tiny: Path) -> None:
+    """As it does in `kdn ask`, whatever folder has the name too."""
+    text, kept = tmp_path / "door.txt", tmp_path / "steer" / "mine.json"
+    text.write_text(TEXT)
+    kept.parent.mkdir()
+    with opened(tiny, home=tmp_path) as k:
+        kept.write_bytes(SteerRecipe(k.model.fingerprints.of(None)).encode())
+    for command in (
+        ("store", "put", text, "--steer"),
+        ("ingest", text, "--steer"),
+        ("steer", "show", text, "--recipe"),
+    ):
+        done = kdn(tmp_path, *command, "mine", "--model", tiny, "--json")
+        assert done.code == 0, done.err
+        for wrong in ("yours", str(kept.parent)):
+            refused = kdn(tmp_path, *command, wrong, "--model", tiny)
+            assert refused.code == 2
+            assert refused.err.startswith(f"kdn: {wrong!r} is neither a recipe's file nor")
+            assert refused.err.endswith("are: mine\n")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import socket
 import statistics
 import time
@@ -11,7 +12,9 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
+import yaml
 
 from kdn.errors import BadConfig
 from kdn.serve import Limits, ServeSettings
@@ -59,6 +62,19 @@ def salt_of(server: Running, service: ScriptedService, key: str, named: str | No
     if answer.status_code != 200:
         return answer.status_code
     return service.requests[-1].salt
+
+
+def test_prometheus_scrapes_with_the_key_as_the_page_says(keyless: Running, keyed: Running) -> None:
+    """`type` is Bearer where nothing is said; the file holds the key alone."""
+    page = (Path(__file__).parents[2] / "docs" / "observability.md").read_text("utf-8")
+    (block,) = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
+    (job,) = yaml.safe_load(block)["scrape_configs"]
+    assert set(job["authorization"]) == {"credentials_file"}
+    path = job.get("metrics_path", "/metrics")
+    assert httpx.get(keyless.url + path).status_code == 200
+    assert httpx.get(keyed.url + path).status_code == 401
+    key = {"authorization": "Bearer ONE"}
+    assert httpx.get(keyed.url + path, headers=key).status_code == 200
 
 
 def test_a_salt_that_is_nobodys_is_kept_apart_by_key(

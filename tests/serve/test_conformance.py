@@ -16,6 +16,7 @@ from prometheus_client.parser import text_string_to_metric_families
 import kdn
 from kdn.config import load_config
 from kdn.serve import ServeSettings, served
+from kdn.serve.run import STORE_EVENTS
 from kdn.store.admin.manage import forget
 from tests.serve.running import Running, running
 
@@ -134,6 +135,7 @@ def test_every_series_is_the_truth(server: Running, model: kdn.Kdn, answers: lis
         "kdn_store_events_total{event=hit}": stat.hits,
         "kdn_store_events_total{event=miss}": 0,
         "kdn_store_events_total{event=corrupt}": 0,
+        "kdn_store_events_total{event=lost}": 0,
         "kdn_store_events_total{event=put}": stat.puts,
         "kdn_store_events_total{event=evict}": 0,
         "kdn_store_events_total{event=drop}": stat.dropped,
@@ -190,3 +192,15 @@ def test_the_dashboard_asks_only_for_what_there_is(server: Running, answers: lis
         place = panel["gridPos"]
         assert place["x"] + place["w"] <= 24
         assert panel["title"]
+
+
+def test_the_pages_name_the_events_that_there_are() -> None:
+    """Each as "`name` in `/metrics`" where it is meant, and all of them on the page of metrics."""
+    pages = {page.name: page.read_text("utf-8") for page in (ROOT / "docs").glob("*.md")}
+    named = {page: re.findall(r"`(\w+)` in `/metrics`", text) for page, text in pages.items()}
+    assert {name for names in named.values() for name in names} <= set(STORE_EVENTS)
+    assert named["cost.md"] == ["not_worth_writing"]
+    (row,) = re.findall(
+        r"^\| `kdn_store_events_total` .*$", pages["observability.md"], re.MULTILINE
+    )
+    assert set(re.findall(r"`(\w+)`", row)) == {"kdn_store_events_total", *STORE_EVENTS}

@@ -26,7 +26,7 @@ from kdn.cli.show import (
     tell_failures,
     time_text,
 )
-from kdn.cli.steer import RecipeOption, read_recipe
+from kdn.cli.steer import RecipeOption, needed_recipe
 from kdn.errors import BadInput
 from kdn.machine.process import INTERRUPTED
 from kdn.machine.text import counted
@@ -70,7 +70,7 @@ def ingest(
     """Take documents into the library. Again: only what changed is done."""
     from kdn.api.steered import prefill_steered
 
-    recipe = None if steer is None else read_recipe(steer)
+    recipe = None if steer is None else needed_recipe(steer, choice.home)
     with (
         choice.open() as kdn,
         stop_on_interrupt() as stopped,

@@ -24,37 +24,52 @@ if TYPE_CHECKING:
     from kdn.api.steered import ShownText
     from kdn.reuse.steer import SteerRecipe
 
-__all__ = ["RecipeOption", "app", "find_recipe", "read_recipe"]
+__all__ = ["RecipeOption", "app", "find_recipe", "needed_recipe"]
 
 app = typer.Typer(no_args_is_help=True, help="Recipes that steer texts beforehand.")
 
 RecipeOption = Annotated[
-    Path | None,
+    str | None,
     typer.Option(
         "--steer",
         metavar="RECIPE",
-        exists=True,
-        dir_okay=False,
-        help="Steer the texts by this recipe (kdn steer fit); requests with it then use that KV.",
+        help="Steer the texts by this recipe, a file or a name (kdn steer fit); requests with it then use"
+        " that KV.",
     ),
 ]
 
 
-def read_recipe(file: Path) -> SteerRecipe:
-    """The recipe in a file. Raises BadInput, naming it."""
+def find_recipe(word: str, home: Path | None) -> SteerRecipe | None:
+    """The recipe in a file, or of a name in the home; None where there is neither.
+
+    Raises BadInput for one that cannot be read, naming it.
+    """
+    from kdn.reuse.steer import RecipeFolder
+
+    file, recipes = Path(word), RecipeFolder(read_settings(home).home)
+    if file.exists() and not file.is_dir():
+        return _read_recipe(file)
+    return _read_recipe(recipes.file(word)) if word in recipes.names() else None
+
+
+def needed_recipe(word: str, home: Path | None) -> SteerRecipe:
+    """As `find_recipe`. Raises BadInput where there is none of that name, too."""
+    from kdn.reuse.steer import RecipeFolder
+
+    found = find_recipe(word, home)
+    if found is None:
+        known = ", ".join(RecipeFolder(read_settings(home).home).names()[:8]) or "none"
+        raise BadInput(
+            f"{word!r:.200} is neither a recipe's file nor the name of one in the home; the names there"
+            f" are: {known}"
+        )
+    return found
+
+
+def _read_recipe(file: Path) -> SteerRecipe:
     from kdn.reuse.steer import SteerRecipe
 
     return SteerRecipe.decode(read_bounded(file), str(file))
-
-
-def find_recipe(word: str, home: Path | None) -> SteerRecipe | None:
-    """The recipe in a file, or of a name in the home; None where there is neither."""
-    from kdn.reuse.steer import RecipeFolder
-
-    if Path(word).is_file():
-        return read_recipe(Path(word))
-    recipes = RecipeFolder(read_settings(home).home)
-    return read_recipe(recipes.file(word)) if word in recipes.names() else None
 
 
 @app.command()
@@ -119,9 +134,7 @@ def fit(
 @grouped
 def show(
     file: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="A text.")],
-    recipe: Annotated[
-        Path, typer.Option("--recipe", exists=True, dir_okay=False, help="From kdn steer fit.")
-    ],
+    recipe: Annotated[str, typer.Option("--recipe", help="A file or a name, from kdn steer fit.")],
     *,
     html_file: Annotated[
         Path | None,
@@ -134,7 +147,7 @@ def show(
     from kdn.api.steered import show_steered
     from kdn.machine.files import publish_file
 
-    wanted = read_recipe(recipe)
+    wanted = needed_recipe(recipe, choice.home)
     with choice.open() as kdn:
         shown = show_steered(kdn, read_text(file), wanted)
     if html_file is not None:

@@ -11,7 +11,7 @@ import typer
 from kdn.cli.grouped import grouped
 from kdn.cli.options import JsonOption, ModelChoice
 from kdn.cli.show import emit, tell, tell_failures
-from kdn.cli.steer import RecipeOption, read_recipe
+from kdn.cli.steer import RecipeOption, needed_recipe
 from kdn.cli.store import store
 from kdn.core import read_sound_json
 from kdn.machine.text import counted, read_text
@@ -52,7 +52,7 @@ def put(
 
     owner = _salt(salt, public)
     rows = []
-    recipe = None if steer is None else read_recipe(steer)
+    recipe = None if steer is None else needed_recipe(steer, choice.home)
     with choice.open() as kdn:
         try:
             for file in files:

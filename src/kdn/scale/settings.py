@@ -33,7 +33,8 @@ class ConnectorSettings(FarSettings, frozen=True, forbid_unknown_fields=True, kw
     folder: Path | None = None
     """The disk tier's folder; None leaves the disk out."""
     disk_bytes: _Bytes | None = None
-    """Hard cap of the disk tier; None is the smaller of 20 GB and a tenth of what is free."""
+    """Hard cap of the disk tier. The folder remembers the one that was asked for last, and None takes it;
+    where none ever was, the smaller of 20 GB and a tenth of what is free."""
     disk_direct: bool = False
     """Read blocks past the operating system's cache (O_DIRECT)."""
     memory_bytes: _Bytes = 2 * 1024**3

@@ -237,6 +237,7 @@ STORE_EVENTS = {
     "hit": "hits",
     "miss": "misses",
     "corrupt": "corrupt",
+    "lost": "lost",
     "put": "puts",
     "evict": "evicted",
     "drop": "dropped",

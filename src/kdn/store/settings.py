@@ -62,7 +62,8 @@ class StoreConfig(FarSettings, frozen=True, forbid_unknown_fields=True, kw_only=
     folder: Path | None = None
     """The disk tier's folder; None is `store` in the home folder."""
     disk_bytes: _Bytes | None = None
-    """Hard cap of the disk tier; None is the smaller of 20 GB and a tenth of what is free."""
+    """Hard cap of the disk tier. The folder remembers the one that was asked for last, and None takes it;
+    where none ever was, the smaller of 20 GB and a tenth of what is free."""
     memory_bytes: _Bytes = 2 * 1024**3
     """Hard cap of the memory tier."""
     codec: str = "none"
@@ -88,7 +89,8 @@ class StoreConfig(FarSettings, frozen=True, forbid_unknown_fields=True, kw_only=
     key_file: Path | None = None
     """Keys to seal blocks with at rest (AES-GCM), as TOML: `master = HEX`; None seals nothing."""
     quota_bytes: _Bytes | None = None
-    """The most that one tenant (salt) may hold in any one tier; None sets no limit."""
+    """The most that one tenant (salt) may hold in any one tier; None sets no limit. What `kdn store quota`
+    decided about a tenant goes before this and before `quotas`, and stays."""
     quotas: dict[str, _Bytes] = {}
     """Quotas in bytes of tenants for whom `quota_bytes` is not right, by salt."""
 

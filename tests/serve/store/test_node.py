@@ -7,13 +7,16 @@ import datetime as dt
 import io
 import ipaddress
 import os
+import re
 import tarfile
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, cast
 
 import httpx
 import pytest
+from fastapi.testclient import TestClient
 from starlette.types import Message, Receive, Scope, Send
 
 from kdn.clock import ManualClock
@@ -22,6 +25,7 @@ from kdn.errors import BadConfig, LostBlock, Unreachable
 from kdn.serve import Limits, ServeSettings, create_node_app, read_grants
 from kdn.serve.auth import LOCAL, Auth, caller_of, own_scope
 from kdn.serve.limits import Backpressure, Shutdown
+from kdn.serve.store.texts import TextStore, text_routes
 from kdn.store import (
     DiskTier,
     KeyRing,
@@ -126,6 +130,30 @@ def test_a_tenant_cannot_write_for_another_or_for_all(url: str, store: Store) ->
     remote.close()
 
 
+def test_the_page_says_what_a_tenants_key_opens(store: Store) -> None:
+    """Every route of the store is asked with an empty body: the admin's alone answer 403."""
+    grants = read_grants("root", ("alice=a-key",))
+    settings, nothing = ServeSettings(port=0, api_keys=("root", "a-key")), cast("Any", None)
+    app, alice = create_node_app(store, settings, grants), grants[1]
+    texts, backpressure = TextStore(nothing, nothing), Backpressure(settings.limits)
+    app.include_router(text_routes(texts, store, lambda _: alice, backpressure))
+    with TestClient(app, headers={"authorization": "Bearer a-key"}) as client:
+        paths = client.get("/openapi.json").json()["paths"]
+        opened = {
+            f"{method.upper()} {path}"
+            for path, methods in paths.items()
+            for method in methods
+            if path.startswith("/v1/store/")
+            and "/blocks" not in path
+            and client.request(method, path, json={}).status_code != 403
+        }
+        assert client.get("/metrics").status_code == 404, "observability.md says so"
+    page = (Path(__file__).parents[3] / "docs" / "store.md").read_text("utf-8")
+    (said,) = re.findall(r"A tenant's key opens (.*?):", page, re.DOTALL)
+    assert opened == set(re.findall(r"`([A-Z]+ /v1/store/[\w-]+)`", said))
+    assert len(opened) == 4
+
+
 def test_a_block_that_is_not_what_its_name_says_is_refused(url: str, store: Store) -> None:
     good = bytes(encode_block(MINE).data)
     other = block_id([4, 5], salt="alice").key
@@ -176,6 +204,7 @@ def test_a_block_that_cannot_be_read_now_is_found_again(tmp_path: Path) -> None:
         files.fails = False
         assert remote.head(MINE.id.key, 100) is not None
         assert (held.stat().lost, held.stat().corrupt) == (1, 0)
+        assert httpx.get(f"{address}/v1/store/stat", timeout=60).json()["lost"] == 1
         remote.close()
 
 

@@ -12,9 +12,14 @@ __all__ = ["lookup_shape", "quota_shape", "stat_shape"]
 
 
 def stat_shape(stat: StoreStat) -> dict[str, Any]:
-    """What is held, by tier, and how fast each tier gave."""
+    """What is held, by tier, and how fast each tier gave.
+
+    Speeds and counts are of this opening of the store: what another process met, that process tells.
+    """
     return {
         "blocks": stat.blocks,
+        "lost": stat.lost,
+        "not_worth_writing": stat.not_worth_writing,
         "delivered_bytes": dict(stat.delivered),
         "tiers": {
             name: {

@@ -121,6 +121,13 @@ def test_who_gives_no_cap_gets_the_one_that_was_given_last(tmp_path: Path) -> No
     server.close()
 
 
+def test_a_cap_of_nothing_is_remembered_too(tmp_path: Path) -> None:
+    open_tier(tmp_path / "kv", 0).close()
+    visitor = DiskTier(tmp_path / "kv", None, ManualClock(), NoTrace())
+    assert visitor.usage().capacity_bytes == 0
+    visitor.close()
+
+
 def test_the_default_cap_is_a_tenth_of_what_is_free(tmp_path: Path) -> None:
     tier = DiskTier(tmp_path / "kv", None, ManualClock(), NoTrace())
     capacity_bytes = tier.usage().capacity_bytes

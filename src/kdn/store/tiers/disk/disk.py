@@ -56,11 +56,13 @@ def fit_capacity(
     if asked is not None:
         catalogue.writer.set_capacity(asked, spare, evict)
         return asked
-    held_bytes = catalogue.reader.refresh_totals().size_bytes
     remembered = catalogue.reader.capacity_bytes()
+    if remembered is not None:
+        return remembered
+    held_bytes = catalogue.reader.refresh_totals().size_bytes
     with system_errors(f"looking for free space at {folder}"):
         free_bytes = shutil.disk_usage(folder).free + held_bytes
-    return remembered or min(MOST_BYTES, free_bytes // 10)
+    return min(MOST_BYTES, free_bytes // 10)
 
 
 def _use_of(block: EncodedBlock) -> Use:
