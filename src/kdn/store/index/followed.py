@@ -127,6 +127,12 @@ class FollowedIndex:
                 hits.append(BlockHit(block_id, num_tokens, tier.name))
         return Match(tuple(hits))
 
+    def among(self, families: Iterable[Family]) -> frozenset[Family]:
+        """Those of the families that have blocks in any tier: one look for all of them."""
+        self.refresh()
+        with self._lock:
+            return frozenset(filter(self._index.has_family, families))
+
     def find_content(self, content_id: ContentId) -> tuple[BlockId, ...]:
         """Every stored block of that text: each model, recipe and place it was computed at."""
         self.refresh()

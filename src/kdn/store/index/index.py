@@ -172,6 +172,10 @@ class Index:
             self._contents[entry.content] = rest
         return True
 
+    def has_family(self, family: Family) -> bool:
+        """Is any block of the family known?"""
+        return family in self._shelves
+
     def match(
         self, families: Sequence[Family], token_ids: Sequence[int], start: int = 0
     ) -> list[IndexPiece]:
