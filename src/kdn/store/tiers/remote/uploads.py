@@ -66,10 +66,9 @@ class Uploads:
             if upload is None:
                 return
             with upload.running:
-                if not upload.is_wanted:
-                    return
                 try:
-                    self._remote.write(key, note, data)
+                    if upload.is_wanted:  # still, after it waited for another write
+                        self._remote.write(key, note, data)
                 finally:
                     if not upload.is_wanted:
                         self._remote.remove(key)
