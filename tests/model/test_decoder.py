@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 from kdn.model import Decoder, load_model
+from kdn.model.decoder import Ends, Identity
 from kdn.model.rope import rotate
 
 Tiny = Callable[..., Path]
@@ -83,6 +86,32 @@ def test_the_fingerprint_names_what_kv_depends_on(tiny_model: Tiny, model_cache:
         fingerprint(tiny_model("mistral")),
     }
     assert len(others | {ours}) == 7
+
+
+def test_answers_are_named_by_all_but_the_kernel(tiny_model: Tiny, model_cache: Path) -> None:
+    """Two machines of a cluster with different kernels go on with one journal."""
+    folder = tiny_model("llama")
+    loaded = load_model(folder, cache_dir=model_cache, dtype="float32").decoder
+    config, layers = loaded.config, loaded.layers
+    ends = Ends(torch.zeros(1), layers[0].weights.input_norm, layers[0].weights.o, torch.zeros(1))
+
+    def named(**other: Any) -> Decoder:
+        plain = Identity("weights", "tokenizer", "float32", "none", "kernel")
+        return Decoder(config, layers, ends, replace(plain, **other))
+
+    ours, elsewhere = named(), named(kernel="another")
+    assert ours.answers_digest(None) == elsewhere.answers_digest(None)
+    assert ours.fingerprint != elsewhere.fingerprint
+    others = [
+        {"weights": "another"},
+        {"tokenizer": "another"},
+        {"dtype": "bfloat16"},
+        {"quantization": "int8"},
+        {"quantization": "int4"},
+    ]
+    assert (
+        len({one.answers_digest(None) for one in (ours, *(named(**each) for each in others))}) == 6
+    )
 
 
 def test_where_generation_ends_is_no_part_of_the_fingerprint(

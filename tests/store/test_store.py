@@ -204,10 +204,10 @@ def test_it_is_told_without_a_look_up_whether_a_family_has_blocks() -> None:
     with open_store(None) as store:
         store.put(make_block(FIRST))
         mine, others = Family(MODEL, EXACT, ""), Family(MODEL, EXACT, "x")
-        assert store.index.has_any([others, mine])
-        assert not store.index.has_any([others])
+        assert store.index.among([others, mine]) == {mine}
+        assert not store.index.among([others])
         store.drop(FIRST.key)
-        assert not store.index.has_any([mine])
+        assert not store.index.among([mine])
         assert store.stat().lookups == 0
 
 

@@ -290,18 +290,77 @@ def test_a_write_that_ends_after_its_block_was_dropped_leaves_none(act: str) -> 
         assert remote.gone.wait(60)
 
 
+def upload(uploads: Uploads) -> None:
+    with uploads.wanted(IDS[0].key):
+        uploads.write(IDS[0].key, b"note", memoryview(b"block"))
+
+
 def test_a_write_that_ends_after_its_block_was_dropped_and_put_again_leaves_it() -> None:
     remote = HeldRemote()
     uploads = Uploads(remote)
-    writing = Thread(target=uploads.write, args=[IDS[0].key, b"note", memoryview(b"block")])
+    writing = Thread(target=upload, args=[uploads])
     writing.start()
     assert remote.begun.wait(60)
-    uploads.drop(IDS[0].key)
-    uploads.want(IDS[0].key)
-    remote.may_write.set()
+    with uploads.unwanted(IDS[0].key):
+        pass
+    with uploads.wanted(IDS[0].key):
+        remote.may_write.set()
     writing.join()
     assert remote.head(IDS[0].key, 9) == (b"block", 5)
     assert uploads.keys() == []
+
+
+class AskedAgain(HeldRemote):
+    """Its block is put again while it is removed: once the removal begins, and before it is done."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.again: Thread | None = None
+
+    def remove(self, key: BlockKey) -> bool:
+        if self.again is not None:
+            self.again.start()
+            self.again.join(0.3)  # it waits for the removal, or it would have ended long ago
+        return super().remove(key)
+
+
+@pytest.mark.parametrize("remover", ["an older write", "a drop"])
+def test_a_removal_that_is_late_leaves_what_was_put_since(remover: str) -> None:
+    remote = AskedAgain()
+    uploads = Uploads(remote)
+    remote.again = Thread(target=upload, args=[uploads])
+    if remover == "a drop":
+        remote.may_write.set()
+        with uploads.unwanted(IDS[0].key):
+            uploads.remove(IDS[0].key)
+    else:
+        older = Thread(target=upload, args=[uploads])
+        older.start()
+        assert remote.begun.wait(60)
+        with uploads.unwanted(IDS[0].key):
+            remote.may_write.set()
+            older.join()
+    remote.again.join()
+    assert remote.head(IDS[0].key, 9) == (b"block", 5)
+    assert uploads.keys() == []
+
+
+def test_what_is_dropped_while_its_write_waits_for_a_thread_is_not_written() -> None:
+    remote = DictRemote()
+    uploads = Uploads(remote)
+    with uploads.wanted(IDS[0].key):
+        assert uploads.keys() == [IDS[0].key]
+        with uploads.unwanted(IDS[0].key):
+            assert not uploads.remove(IDS[0].key)
+        uploads.write(IDS[0].key, b"note", memoryview(b"block"))
+        assert remote.head(IDS[0].key, 9) is None
+        with uploads.wanted(IDS[0].key):
+            uploads.write(IDS[0].key, b"note", memoryview(b"block"))
+            with uploads.unwanted(IDS[0].key), uploads.wanted(IDS[0].key):
+                assert not uploads.remove(IDS[0].key), "it waited, and the block is wanted again"
+    assert remote.head(IDS[0].key, 9) == (b"block", 5)
+    uploads.write(IDS[0].key, b"note", memoryview(b"late"))
+    assert remote.head(IDS[0].key, 9) == (b"block", 5), "its caller left before it began"
 
 
 def test_what_is_read_while_it_is_dropped_far_away_does_not_come_back() -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, Protocol, get_args
 
@@ -272,6 +272,21 @@ class Decoder:
 
         Rows of an aLoRA depend on where in their sequence it was invoked, too.
         """
+        said = self._computed_from(adapter) | {"kernel": self._identity.kernel}
+        if invoked_at is not None:
+            said["invoked_at"] = invoked_at
+        return Fingerprint(_digest(said))
+
+    def answers_digest(self, adapter: LoraAdapter | None) -> str:
+        """Names what answers of this decoder (with `adapter`) depend on: weights, dtype, quantization and
+        tokenizer, and not the kernel.
+
+        Kernels differ in the last bits only, and machines of one cluster may have different ones: they would
+        refuse to go on with each other's answers.
+        """
+        return _digest(self._computed_from(adapter))
+
+    def _computed_from(self, adapter: LoraAdapter | None) -> dict[str, object]:
         identity = self._identity
         said = {
             "numerics": NUMERICS,
@@ -280,14 +295,15 @@ class Decoder:
             "tokenizer": identity.tokenizer,
             "dtype": identity.dtype,
             "int8": identity.quantization == "int8",
-            "kernel": identity.kernel,
             "adapter": adapter.digest if adapter is not None else None,
         }
-        if invoked_at is not None:
-            said["invoked_at"] = invoked_at
         if identity.quantization == "int4":
             said["quantization"] = "int4"
-        return Fingerprint(hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest())
+        return said
+
+
+def _digest(said: Mapping[str, object]) -> str:
+    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
 
 
 class Fingerprints:

@@ -14,7 +14,18 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from itertools import groupby, takewhile
 
-from kdn.core import EXACT, PUBLIC_SALT, Fingerprint, Invoked, Recipe, Request, TokenIds, chain_hash
+from kdn.core import (
+    EXACT,
+    PUBLIC_SALT,
+    ChainHash,
+    Fingerprint,
+    Invoked,
+    Recipe,
+    Request,
+    TokenIds,
+    chain_hash,
+    chain_hashes,
+)
 from kdn.reuse.source import close_all
 from kdn.store import BlockHit, Match, Reader, Store
 from kdn.store.index.index import Family
@@ -63,7 +74,7 @@ def has_blocks(
     """Are there blocks of that recipe which `stored_run` could find? Looks at no token and counts nothing."""
     owners = (fingerprint,) if invoked is None else (fingerprint, invoked.fingerprint)
     salts = request.salt, PUBLIC_SALT
-    return store.index.has_any(Family(one, recipe, salt) for one in owners for salt in salts)
+    return bool(store.index.among(Family(one, recipe, salt) for one in owners for salt in salts))
 
 
 def longest_run(
@@ -84,15 +95,38 @@ def recipe_for_whole(recipe: Recipe, token_ids: TokenIds) -> Recipe:
     A block's key tells what stands before it and not what follows. But what is chosen in a text depends on
     all of it, so two texts that begin alike must not have one first block.
     """
-    return replace(recipe, detail=f"{recipe.detail}/{chain_hash(token_ids)[:16]}")
+    return _for_text(recipe, chain_hash(token_ids))
 
 
 def whole_run(
-    store: Store, fingerprint: Fingerprint, recipe: Recipe, salt: str, token_ids: TokenIds
+    store: Store,
+    fingerprint: Fingerprint,
+    recipe: Recipe,
+    salt: str,
+    token_ids: TokenIds,
+    ends: Sequence[int],
 ) -> Match | None:
-    """All of the tokens as blocks that the recipe made of them as a whole; None where any lacks."""
-    match = store.match(fingerprint, recipe_for_whole(recipe, token_ids), salt, token_ids)
-    return match if match.hits and match.num_tokens == len(token_ids) else None
+    """All tokens up to the last of `ends` (ascending) that the recipe made as a whole; None: up to none.
+
+    A prompt may end a document a thousand times, so all of its beginnings are hashed in one pass and the
+    store is asked only about those of which it has any block.
+    """
+    texts = chain_hashes(token_ids, ends)
+    recipes = {end: _for_text(recipe, text) for end, text in zip(ends, texts, strict=True)}
+    families = (
+        Family(fingerprint, one, own) for one in recipes.values() for own in (salt, PUBLIC_SALT)
+    )
+    stored = {family.recipe for family in store.index.among(families)}
+    for end in sorted(recipes, reverse=True):
+        if recipes[end] in stored:
+            match = store.match(fingerprint, recipes[end], salt, token_ids[:end])
+            if match.hits and match.num_tokens == end:
+                return match
+    return None
+
+
+def _for_text(recipe: Recipe, text: ChainHash) -> Recipe:
+    return replace(recipe, detail=f"{recipe.detail}/{text[:16]}")
 
 
 def open_leading(store: Store, hits: Iterable[BlockHit]) -> list[Reader]:

@@ -76,11 +76,10 @@ def _cards(context: RequestContext, created: int) -> dict[str, ModelCard]:
 
 
 def _weights(served: ServedModel, adapter: str | None = None) -> str | UnsetType:
-    """The digests; nothing where they are not known, and for an adapter that left meanwhile."""
+    """The digest; nothing where it is not known, and for an adapter that left meanwhile."""
     if served.loading is None:
         return UNSET
-    own = served.loading.decoder.weights_digest
-    if adapter is None:
-        return own
-    found = served.loading.adapters.get(adapter)
-    return UNSET if found is None else f"{own}+{found.digest}"
+    found = None if adapter is None else served.loading.adapters.get(adapter)
+    if adapter is not None and found is None:
+        return UNSET
+    return served.loading.decoder.answers_digest(found)

@@ -247,6 +247,18 @@ def test_what_the_guard_found_outlives_it(tmp_path: Path) -> None:
     assert ("other", "") not in read_records(file)
 
 
+def test_no_writer_loses_another_s_record(tmp_path: Path) -> None:
+    file = tmp_path / "home" / "guard.json"
+
+    def write(writer: int) -> None:
+        for number in range(10):
+            write_record(file, f"model-{writer}", "", f"{number}", GuardRecord(asked=number))
+
+    with ThreadPoolExecutor(4) as writers:
+        list(writers.map(write, range(4)))
+    assert sum(map(len, read_records(file).values())) == 40
+
+
 def test_a_torn_record_is_no_record(tmp_path: Path) -> None:
     (tmp_path / "guard.json").write_text('{"model": {"asked"')
     assert read_records(tmp_path / "guard.json") == {}

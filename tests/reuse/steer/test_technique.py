@@ -424,6 +424,22 @@ def test_texts_whose_first_blocks_are_alike_have_columns_of_their_own(
     assert planned(desk, *options, segments=(PRELUDE, beginning, TOLD, ASK)).plan.scale == ()
 
 
+def test_the_store_is_asked_about_no_text_that_was_not_steered(
+    desk: Desk, tiny: LoadedModel
+) -> None:
+    """Fifty documents end in the prompt and one was steered: the prefix, and this one, are looked for."""
+    recipe = SteerRecipe(desk.fingerprint, weight=4, share=0.3)
+    store_steered(desk, tiny, ONE, recipe)
+    more = [Segment(Role.DOCUMENT, some_tokens(4, 200, seed=40 + one)) for one in range(49)]
+    before = desk.store.stat().lookups
+    found = planned(desk, Steer(recipe=recipe), segments=(PRELUDE, ONE, *more, ASK))
+    assert (found.plan.num_prefix, found.lossy) == (320, 320)
+    assert desk.store.stat().lookups - before == 2
+    other = planned(desk, Steer(recipe=recipe), segments=(PRELUDE, *more, ASK))
+    assert (other.plan.num_prefix, other.plan.scale) == (0, ())
+    assert desk.store.stat().lookups - before == 3, "the prefix alone"
+
+
 @pytest.mark.parametrize(("begins", "taken"), [(320, 320), (319, 0)])
 def test_a_steered_text_is_not_taken_where_an_adapter_has_begun(
     desk: Desk, tiny: LoadedModel, begins: int, taken: int

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import json
 import socket
 import threading
 from functools import partial
@@ -96,6 +98,25 @@ def test_a_server_that_lists_models_without_an_end_is_asked_for_none_that_others
         for _ in range(2):  # one of them is the other's turn
             refused = client.post("/v1/completions", json={"model": "m", "prompt": "The tide"})
             assert (refused.status_code, refused.json()) == (400, {"error": {"message": "no"}})
+
+
+def test_a_name_has_a_digest_where_all_its_servers_tell_the_same() -> None:
+    """Three servers list the same five names, each with its own letter of the digests, or none (-)."""
+    names = ["xxx", "xyy", "yxy", "xx-", "-xx"]
+
+    def say(server: int, _: str, connection: socket.socket) -> None:
+        cards = [{"id": name, "weights": name[server]} for name in names]
+        told = [{k: v for k, v in card.items() if v != "-"} for card in cards]
+        body = json.dumps({"data": told}).encode()
+        connection.sendall(HEAD + b"content-length: %d\r\n\r\n" % len(body) + body)
+
+    with contextlib.ExitStack() as opened:
+        places = [opened.enter_context(answering(partial(say, server))) for server in range(3)]
+        client = opened.enter_context(routed(*(f"http://{place}" for place in places)))
+        cards = client.get("/v1/models").json()["data"]
+    assert {card["id"]: card.get("weights") for card in cards} == dict.fromkeys(names) | {
+        "xxx": "x"
+    }
 
 
 def test_a_server_that_fails_is_asked_in_its_own_turn_only() -> None:

@@ -11,6 +11,7 @@ import openai
 import pytest
 
 import kdn
+from kdn.model import load_model
 from kdn.serve import served
 from kdn.serve.service import ServedModels
 from tests.api.test_models import SHAPE
@@ -58,6 +59,30 @@ def test_all_are_listed_and_each_answers(server: Running, models: kdn.OpenModels
         assert said["choices"][0]["message"]["content"] == own
     assert chat(server, "tuned")["model"] == "tuned"
     assert chat(server, None)["model"] == "p", "the first answers where none is named"
+
+
+def test_cards_tell_what_answers_depend_on(
+    models: kdn.OpenModels, tiny_model: Callable[..., Path], model_cache: Path
+) -> None:
+    """A journal of `kdn label --engine` goes on where a server starts again with the same, only."""
+    folder, plain = tiny_model("llama", seed=0, **SHAPE), served(models["p"])
+    others = [
+        replace(
+            plain,
+            name=f"{dtype} {kind}",
+            loading=load_model(folder, cache_dir=model_cache, dtype=dtype, quantization=kind),
+            adapters=(),
+        )
+        for dtype, kind in (("float32", "none"), ("float32", "int8"), ("bfloat16", "none"))
+    ]
+    others.append(served(models["w"]))
+    with running(plain, others=others) as server:
+        cards = server.http.get("/v1/models").json()["data"]
+    told = {card["id"]: card["weights"] for card in cards if "weights" in card}
+    assert told["p"] in (told["float32 none"], told["bfloat16 none"]), "whichever is this machine's"
+    del told["p"]
+    assert {"w", "tuned"} < told.keys()
+    assert len(set(told.values())) == len(told)
 
 
 def test_an_adapter_that_two_models_have_is_named_once(models: kdn.OpenModels) -> None:

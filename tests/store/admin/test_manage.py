@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -33,6 +33,7 @@ from kdn.store.admin.manage import (
     usage_by_salt,
     warm,
 )
+from kdn.store.block.reader import Handle
 from kdn.store.tiers.memory import MemoryTier
 from kdn.trace import NoTrace
 from tests.store.helpers import MODEL, block_id, make_block
@@ -185,6 +186,104 @@ def test_a_block_that_only_a_far_tier_has_is_not_compressed() -> None:
         assert store.flush(60)
         store.tiers.named("memory").drop(KEYS[0])
         assert compress(store, KEYS[:1], "lossless") == Done(missing=1)
+
+
+class _Watched(MemoryTier):
+    """Tells when a block was opened, and when it is about to be dropped."""
+
+    name = "watched"
+
+    def __init__(self) -> None:
+        super().__init__(10**6, NoTrace())
+        self.on_open: Callable[[BlockKey], object] = lambda _: None
+        self.on_drop: Callable[[BlockKey], object] = lambda _: None
+
+    def open(self, key: BlockKey) -> Handle | None:
+        handle = super().open(key)
+        self.on_open(key)
+        return handle
+
+    def drop(self, key: BlockKey) -> bool:
+        self.on_drop(key)
+        return super().drop(key)
+
+
+_ACTS: dict[str, Callable[[Store, list[BlockKey]], Done]] = {
+    "copy": lambda store, keys: copy(store, keys, "dict", "watched"),
+    "move": lambda store, keys: move(store, keys, "dict", "watched"),
+    "compress": lambda store, keys: compress(store, keys, "lossless"),
+}
+
+
+@pytest.mark.parametrize("how", ["drop", "clear"])
+@pytest.mark.parametrize("act", _ACTS)
+def test_what_is_dropped_while_it_is_read_stays_dropped(act: str, how: str) -> None:
+    """The second block is dropped, or all are; the first is done before."""
+    watched = _Watched()
+    far = RemoteTier(DictRemote(), RemoteSettings(), ManualClock(), NoTrace())
+    with Store([watched], far=[far]) as store:
+        for one in IDS[:2]:
+            watched.put(encode_block(make_block(one)), store.tenancy.spares)
+        store.index.refresh()
+        drop = store.drop if how == "drop" else lambda _: store.clear()
+        watched.on_open = lambda key: drop(key) if key == KEYS[1] else None
+        done = _ACTS[act](store, KEYS[:2])
+        assert (done.blocks, done.missing) == (1, 1)
+        assert store.tiers.where(KEYS[1]) == ()
+        assert bool(store.tiers.where(KEYS[0])) == (how == "drop")
+
+
+@pytest.mark.parametrize("act", _ACTS)
+def test_what_is_being_dropped_is_not_carried_to_a_tier_that_it_has_left(act: str) -> None:
+    """A drop begins with the far tier; before it comes to the last one, the block is to go far again."""
+    watched = _Watched()
+    far = RemoteTier(DictRemote(), RemoteSettings(), ManualClock(), NoTrace())
+    with Store([watched], far=[far]) as store:
+        store.put(make_block(IDS[0]))
+        assert store.flush(60)
+        found: list[Done] = []
+
+        def carry(key: BlockKey) -> None:
+            watched.on_drop = lambda _: None
+            found.append(_ACTS[act](store, [key]))
+
+        watched.on_drop = carry
+        assert store.drop(KEYS[0])
+        assert (found[0].blocks, found[0].missing) == (0, 1)
+        assert store.tiers.where(KEYS[0]) == ()
+
+
+class _SharedDisk(DiskTier):
+    """Another process drops a block once it was opened here."""
+
+    on_open: Callable[[BlockKey], object] = staticmethod(lambda _: None)
+
+    def open(self, key: BlockKey) -> Handle | None:
+        handle = super().open(key)
+        self.on_open(key)
+        return handle
+
+
+@pytest.mark.parametrize("act", [copy, move])
+def test_what_another_process_drops_meanwhile_stays_dropped(
+    act: Callable[..., Done], tmp_path: Path
+) -> None:
+    remote = DictRemote()
+
+    def opened(disk: DiskTier) -> Store:
+        far = RemoteTier(remote, RemoteSettings(poll_s=0), ManualClock(), NoTrace())
+        return Store([disk], far=[far])
+
+    folder = tmp_path, 10**7, ManualClock(), NoTrace()
+    other_disk, disk = DiskTier(*folder), _SharedDisk(*folder)
+    with opened(other_disk) as other, opened(disk) as store:
+        other_disk.put(encode_block(make_block(IDS[0])), other.tenancy.spares)
+        other.index.refresh()
+        store.index.refresh()
+        disk.on_open = other.drop
+        assert act(store, KEYS[:1], "dict", "disk") == Done(missing=1)
+        assert remote.head(KEYS[0], 9) is None
+        assert store.tiers.where(KEYS[0]) == ()
 
 
 class _Dead(DictRemote):

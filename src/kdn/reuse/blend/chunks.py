@@ -131,7 +131,8 @@ class StoredDocuments:
         """What is stored by `recipe`, if it is all that is wanted: what begins alike is another text."""
         if not self.recipe.tainted:
             return None
-        return whole_run(self.store, self.fingerprint, self.recipe, self.salt, wanted)
+        named = self.store, self.fingerprint, self.recipe, self.salt
+        return whole_run(*named, wanted, [len(wanted)])
 
     def _of_segment(self, prelude: TokenIds, segment: Segment, first: int) -> Iterator[Chunk]:
         at = 0

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import msgspec
 
-from kdn.machine.files import publish_file
+from kdn.machine.files import locked, make_private, publish_file, system_errors
 
 _Count = Annotated[int, msgspec.Meta(ge=0)]
 _Nats = Annotated[float, msgspec.Meta(ge=0)]
@@ -52,8 +52,16 @@ def write_record(
 ) -> None:
     """Put the record in place of its old one, or None; readers see the old file or the new one.
 
-    Raises StoreError when it cannot be written.
+    Safe from several threads and processes: none loses another's record. Raises StoreError when it cannot be
+    written.
     """
+    with system_errors(f"changing {file}"):
+        make_private(file.parent)
+        with locked(file.with_suffix(".lock")):
+            _write(file, model, salt, collection, record)
+
+
+def _write(file: Path, model: str, salt: str, collection: str, record: GuardRecord | None) -> None:
     records = read_records(file)
     own = records.setdefault((model, salt), {})
     own.pop(collection, None)

@@ -145,12 +145,13 @@ class SteerReuse(Technique):
         token_ids, invoked = request.prompt.token_ids[:-1], self._invoked(request)
         if invoked is not None:
             token_ids = token_ids[: invoked.start]
-        named = self._store, fingerprint, recipe.taint, request.salt
         ends = [
-            stop for segment, _, stop in request.prompt.spans() if segment.role is Role.DOCUMENT
+            stop
+            for segment, _, stop in request.prompt.spans()
+            if segment.role is Role.DOCUMENT and stop <= len(token_ids)
         ]
-        within = (token_ids[:stop] for stop in reversed(ends) if stop <= len(token_ids))
-        return next(filter(None, (whole_run(*named, text) for text in within)), Match())
+        named = self._store, fingerprint, recipe.taint, request.salt
+        return whole_run(*named, token_ids, ends) or Match()
 
     def _told(self, request: Request, factors: ColumnFactors) -> None:
         self._trace.event("steer.plan", request=request.id, columns=len(factors))

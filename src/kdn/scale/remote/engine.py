@@ -86,8 +86,8 @@ class RemoteEngine:
     def fingerprint(self) -> str:
         """Where answers come from, so that another server or model never goes on with a journal.
 
-        A server of kdn tells a digest of its weights. Of others nobody notices when they answer with other
-        weights by the same name.
+        A server of kdn tells a digest of its weights and of what it computes in. Of others, and of a router
+        before servers that differ, nobody notices when other weights, or another dtype, answer by the name.
         """
         place = f"{self._client.url}/{self.model}"
         return f"{place} {self._weights}" if isinstance(self._weights, str) else place

@@ -40,6 +40,8 @@ async def learn_models(forwarder: Forwarder, server: FleetServer, timeout_s: flo
 async def list_models(forwarder: Forwarder, request: Request) -> Response:
     """The models of all servers that answer, each name once; a refusal where all refuse.
 
+    A name whose servers compute it otherwise than one another has no digest of `weights`.
+
     Raises Unreachable when no server answers.
     """
     headers = forwarder.headers(request)
@@ -60,7 +62,12 @@ async def list_models(forwarder: Forwarder, request: Request) -> Response:
     if not listed:
         (first, *_) = answers
         return Response(first.content, first.status_code, media_type="application/json")
-    found = {str(one["id"]): one for answer in listed for one in _models(answer)}
+    found = dict[str, dict[str, Any]]()
+    for one in (one for answer in listed for one in _models(answer)):
+        name, card = str(one["id"]), dict(one)
+        if found.get(name, card).get("weights") != card.get("weights"):
+            card.pop("weights", None)  # any of these servers may answer
+        found[name] = card
     body = {"object": "list", "data": list(found.values())}
     return Response(msgspec.json.encode(body), media_type="application/json")
 

@@ -263,7 +263,8 @@ class ModelCard(Struct):
     object: str = "model"
     owned_by: str = "kdn"
     weights: str | UnsetType = UNSET
-    """A digest of the weights as they are stored, and of an adapter's: the same on every machine."""
+    """A digest of the weights, an adapter's too, and of what they are computed in: dtype, quantization,
+    tokenizer. The same on every machine."""
 
 
 class ModelList(Struct):

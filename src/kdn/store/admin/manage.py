@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeVar
 
 from kdn.core import BlockKey
@@ -15,7 +16,7 @@ from kdn.store.block.reader import read_whole
 from kdn.store.block.wire import scales_within
 from kdn.store.codecs import CODECS
 from kdn.store.store import Store
-from kdn.store.tiers.tier import ManagedTier, Tier
+from kdn.store.tiers.tier import ManagedTier
 
 __all__ = [
     "Done",
@@ -52,8 +53,8 @@ class Done:
     blocks: int = 0
     size_bytes: int = 0
     missing: int = 0
-    """Were not there any more, not whole, or in a tier that does not answer; to be compressed, also those
-    in far tiers only."""
+    """Were not there any more, not whole, dropped meanwhile, or in a tier that does not answer; to be
+    compressed, also those in far tiers only."""
 
 
 def select(store: Store, which: Which) -> list[BlockKey]:
@@ -97,10 +98,12 @@ def copy(store: Store, keys: Iterable[BlockKey], target: str, source: str | None
     """
     tier = store.tiers.named(target)
 
-    def put(block: EncodedBlock, _source: str | None) -> None:
-        store.tenancy.put_into(tier, block)
-
-    return _carried(store, ((key, source) for key in keys), put)
+    return _carried(
+        store,
+        ((key, source) for key in keys),
+        tier,
+        lambda block, _: store.tenancy.put_into(tier, block),
+    )
 
 
 def move(store: Store, keys: Iterable[BlockKey], target: str, source: str) -> Done:
@@ -121,32 +124,61 @@ def _moved(
     if target in origins:
         raise BadInput(f"blocks cannot move from {target} to itself")
 
-    def put(block: EncodedBlock, source: str) -> None:
-        _put_whole(store, tier, block)
-        origins[source].drop(block.key)
-
-    return _carried(store, places, put)
+    return _carried(
+        store,
+        places,
+        tier,
+        lambda block, _: _put_whole(store, tier, block),
+        lambda key, source: origins[source].drop(key),
+    )
 
 
 def _carried(
     store: Store,
     places: Iterable[tuple[BlockKey, _Source]],
+    target: ManagedTier,
     put: Callable[[EncodedBlock, _Source], None],
+    after: Callable[[BlockKey, _Source], object] = lambda _, __: None,
 ) -> Done:
-    """Put every block that its source gives whole. An error tells how many were put before it."""
+    """Put every block that its source gives whole into `target`, and do `after`. An error tells how many were
+    put before it.
+
+    What is dropped meanwhile stays dropped, and is missing.
+    """
     done: list[int | None] = []
+
+    def place(block: EncodedBlock, origin: ManagedTier, source: _Source) -> bool:
+        was_there = target.holds(block.key)
+        put(block, source)
+        if not was_there and _left(store, block.key, origin, target):
+            target.drop(block.key)
+            return False
+        after(block.key, source)
+        return True
+
     try:
         for key, source in places:
-            block = whole_block(store, key, source)
-            if block is not None:
-                put(block, source)
-            done.append(None if block is None else block.size_bytes)
+            with store.queues.carrying(key) as write:
+                found = _found(store, key, source)
+                is_placed = found is not None and write.do(partial(place, *found, source))
+            done.append(found[0].size_bytes if found is not None and is_placed else None)
     except (NoSpace, Unreachable) as error:
         before = counted(_sum(done).blocks, "block")
         raise type(error)(f"{error}; {before} went there before") from error
     finally:
         store.index.refresh()
     return _sum(done)
+
+
+def _left(store: Store, key: BlockKey, origin: ManagedTier, target: ManagedTier) -> bool:
+    """Has another process dropped the block since it was read from `origin`?
+
+    What a trusted tier gives up, which is this process's own, it gives up for room.
+    """
+    store.index.refresh()
+    return not origin.trusted and not any(
+        tier.holds(key) for tier in store.tiers if tier is not target
+    )
 
 
 def forget(store: Store, keys: Iterable[BlockKey], tier: str | None = None) -> Done:
@@ -173,13 +205,19 @@ def compress(store: Store, keys: Iterable[BlockKey], codec: str) -> Done:
         )
     done: list[int | None] = []
     for key in keys:
-        is_here = any(tier.holds(key) for tier in store.tiers.local)
-        block = whole_block(store, key) if is_here else None
-        if block is not None and block.header.codec != codec:
-            block = encode_block(_plain(block), CODECS[codec])
-            store.replace(block)
+        with store.queues.carrying(key) as write:
+            is_here = any(tier.holds(key) for tier in store.tiers.local)
+            block = whole_block(store, key) if is_here else None
+            if block is not None and block.header.codec != codec:
+                block = encode_block(_plain(block), CODECS[codec])
+                block = block if write.do(partial(_replaced, store, block)) else None
         done.append(None if block is None else block.size_bytes)
     return _sum(done)
+
+
+def _replaced(store: Store, block: EncodedBlock) -> bool:
+    store.replace(block)
+    return True
 
 
 def usage_by_salt(store: Store) -> dict[str, dict[str, int]]:
@@ -198,13 +236,21 @@ def whole_block(store: Store, key: BlockKey, source: str | None = None) -> Encod
 
     Damaged copies and tiers that do not answer are passed over.
     """
-    tiers: Iterable[Tier] = store.tiers if source is None else (store.tiers.named(source),)
+    found = _found(store, key, source)
+    return None if found is None else found[0]
+
+
+def _found(
+    store: Store, key: BlockKey, source: str | None
+) -> tuple[EncodedBlock, ManagedTier] | None:
+    """The block as `whole_block`, and the tier that gave it."""
+    tiers: Iterable[ManagedTier] = store.tiers if source is None else (store.tiers.named(source),)
     for tier in tiers:
         with suppress(CorruptBlock, StoreError):
             handle = tier.open(key)
             if handle is not None:
                 with closing(handle):
-                    return read_whole(key, handle)
+                    return read_whole(key, handle), tier
     return None
 
 

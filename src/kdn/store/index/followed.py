@@ -127,11 +127,11 @@ class FollowedIndex:
                 hits.append(BlockHit(block_id, num_tokens, tier.name))
         return Match(tuple(hits))
 
-    def has_any(self, families: Iterable[Family]) -> bool:
-        """Has any of the families a block, in any tier? Costs nothing of a `match`."""
+    def among(self, families: Iterable[Family]) -> frozenset[Family]:
+        """Those of the families that have blocks in any tier: one look for all of them."""
         self.refresh()
         with self._lock:
-            return any(map(self._index.has_family, families))
+            return frozenset(filter(self._index.has_family, families))
 
     def find_content(self, content_id: ContentId) -> tuple[BlockId, ...]:
         """Every stored block of that text: each model, recipe and place it was computed at."""

@@ -178,14 +178,18 @@ class RemoteTier(ManagedTier):
                 self._evicted += 1
                 self._trace.event("store.evict", tier=self.name, key=victim)
         doing = f"writing block {block.key}"
-        self._uploads.want(block.key)
-        self._caller.ask(doing, lambda: self._uploads.write(block.key, note, data))
-        self._catalogue.add(entry, data.nbytes)
+        with self._uploads.wanted(block.key):
+            self._caller.ask(doing, lambda: self._uploads.write(block.key, note, data))
+            self._catalogue.add(entry, data.nbytes)
+            if not self._uploads.is_wanted(block.key):  # dropped meanwhile
+                self._catalogue.remove(block.key)
 
     def drop(self, key: BlockKey) -> bool:
-        self._uploads.drop(key)
-        there = self._caller.ask(f"dropping block {key}", lambda: self._remote.remove(key))
-        return self._catalogue.remove(key) or there
+        with self._uploads.unwanted(key):
+            there = self._caller.ask(f"dropping block {key}", lambda: self._uploads.remove(key))
+            if self._uploads.is_wanted(key):  # put again meanwhile
+                return there
+            return self._catalogue.remove(key) or there
 
     def holds(self, key: BlockKey) -> bool:
         return key in self._catalogue

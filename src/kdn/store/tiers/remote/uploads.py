@@ -1,14 +1,32 @@
-"""Writes to a remote, which may go on after their callers gave up: what is dropped meanwhile goes again."""
+"""Writes to a remote, which may go on after their callers gave up: the last wish about a block holds.
+
+put    wanted ──> write waits for a thread ──> written ──> removed again where it was dropped meanwhile
+drop   unwanted ──> remove waits for a thread ──> removed, unless it is wanted again
+
+Both wait for what an earlier caller left running on the same block, so that it undoes no later wish.
+"""
 
 from __future__ import annotations
 
 import threading
-from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from kdn.core import BlockKey
 from kdn.store.tiers.remote.client import Remote
 
 __all__ = ["Uploads"]
+
+
+class _Upload:
+    """What is under way on one block."""
+
+    def __init__(self) -> None:
+        self.running = threading.Lock()
+        """Held by a write with the removal after it, or by a removal."""
+        self.count = 0
+        """Callers that wait, and calls that run though theirs may have left."""
+        self.is_wanted = False
 
 
 class Uploads:
@@ -17,42 +35,87 @@ class Uploads:
     def __init__(self, remote: Remote) -> None:
         self._remote = remote
         self._lock = threading.Lock()
-        self._running: Counter[BlockKey] = Counter()
-        self._dropped: set[BlockKey] = set()
-        """Of those that run: dropped after they began, and not asked for since."""
+        self._uploads: dict[BlockKey, _Upload] = {}
 
     def keys(self) -> list[BlockKey]:
-        """The blocks of which a write is under way."""
+        """The blocks of which a write, or a removal, waits or runs."""
         with self._lock:
-            return list(self._running)
+            return list(self._uploads)
 
-    def want(self, key: BlockKey) -> None:
-        """The block is to be there, though it was dropped before."""
+    def is_wanted(self, key: BlockKey) -> bool:
+        """Was the block asked for last, rather than dropped? To be asked inside `wanted` or `unwanted`."""
         with self._lock:
-            self._dropped.discard(key)
+            return key in self._uploads and self._uploads[key].is_wanted
 
-    def drop(self, key: BlockKey) -> None:
-        """The block is not to be there; to be called before it is removed."""
-        with self._lock:
-            if key in self._running:
-                self._dropped.add(key)
+    @contextmanager
+    def wanted(self, key: BlockKey) -> Iterator[None]:
+        """While a caller waits for its `write`: the block is to be there, though it was dropped before."""
+        with self._under_way(key, is_wanted=True):
+            yield
+
+    @contextmanager
+    def unwanted(self, key: BlockKey) -> Iterator[None]:
+        """While a caller waits for its `remove`: the block is not to be there."""
+        with self._under_way(key, is_wanted=False):
+            yield
 
     def write(self, key: BlockKey, note: bytes, data: memoryview) -> None:
-        """Write the block, and remove it if it was dropped meanwhile. Raises what the remote raises."""
-        with self._lock:
-            self._running[key] += 1
-        try:
-            self._remote.write(key, note, data)
-        finally:
-            if self._ended(key):
-                self._remote.remove(key)
+        """Write the block, and remove it if it was dropped meanwhile; one that nobody wants any more when
+        this begins is not written. Raises what the remote raises."""
+        with self._begun(key, is_wanted=True) as upload:
+            if upload is None:
+                return
+            with upload.running:
+                try:
+                    if upload.is_wanted:  # still, after it waited for another write
+                        self._remote.write(key, note, data)
+                finally:
+                    if not upload.is_wanted:
+                        self._remote.remove(key)
 
-    def _ended(self, key: BlockKey) -> bool:
-        """A write has ended: was the block dropped meanwhile?"""
+    def remove(self, key: BlockKey) -> bool:
+        """Remove the block, unless it is wanted again when this begins; False when it was not there.
+
+        A write that runs is not waited for: it removes the block once more. Raises what the remote raises.
+        """
+        with self._begun(key, is_wanted=False) as upload:
+            if upload is None:
+                return False
+            is_alone = upload.running.acquire(blocking=False)
+            try:
+                return self._remote.remove(key)
+            finally:
+                if is_alone:
+                    upload.running.release()
+
+    @contextmanager
+    def _under_way(self, key: BlockKey, *, is_wanted: bool) -> Iterator[None]:
         with self._lock:
-            is_dropped = key in self._dropped
-            self._running[key] -= 1
-            if not self._running[key]:
-                del self._running[key]
-                self._dropped.discard(key)
-            return is_dropped
+            upload = self._uploads.setdefault(key, _Upload())
+            upload.is_wanted = is_wanted
+            upload.count += 1
+        try:
+            yield
+        finally:
+            self._leave(key, upload)
+
+    @contextmanager
+    def _begun(self, key: BlockKey, *, is_wanted: bool) -> Iterator[_Upload | None]:
+        """None where its caller has left, or where the contrary was asked for since."""
+        with self._lock:
+            upload = self._uploads.get(key)
+            if upload is not None and upload.is_wanted != is_wanted:
+                upload = None
+            if upload is not None:
+                upload.count += 1
+        try:
+            yield upload
+        finally:
+            if upload is not None:
+                self._leave(key, upload)
+
+    def _leave(self, key: BlockKey, upload: _Upload) -> None:
+        with self._lock:
+            upload.count -= 1
+            if not upload.count:
+                del self._uploads[key]
