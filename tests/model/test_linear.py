@@ -45,6 +45,26 @@ def test_any_number_of_rows_gives_the_same_bits(shape: tuple[int, int], dtype: t
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("shape", [(96, 768), (8, 4096), (16, 896), (896, 16)])
+def test_any_number_of_threads_gives_the_same_bits(
+    shape: tuple[int, int], dtype: torch.dtype
+) -> None:
+    """When it is laid out and when it multiplies: KV of all goes by one name. Adapters are such matrices."""
+    x = rows(300, shape[1], dtype)
+    torch.set_num_threads(1)
+    whole = build_linear(matrix(*shape, dtype))(x)
+    for laid_out in (2, 3, 8):
+        torch.set_num_threads(laid_out)
+        linear = build_linear(matrix(*shape, dtype))
+        if not isinstance(linear, PackedLinear):
+            pytest.skip("this torch has no oneDNN, and the promise is made with it")
+        for multiplies in (1, 2, 3, 8):
+            torch.set_num_threads(multiplies)
+            for count in (1, 2, 5, 16, 17, 64, 129, 300):
+                assert torch.equal(linear(x[:count]), whole[:count]), (laid_out, multiplies, count)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
 @pytest.mark.parametrize("in_size", [64, 576, 1536, 4864])
 @pytest.mark.parametrize("with_bias", [False, True])
 def test_packed_equals_plain_to_rounding(in_size: int, dtype: torch.dtype, with_bias: bool) -> None:

@@ -25,7 +25,7 @@ from kdn.engine.limits import EngineLimits, JobMemory
 from kdn.engine.loop import StepLoop
 from kdn.engine.request import Intake, RunningRequest, RunningStream
 from kdn.errors import BadInput, EngineFailed
-from kdn.machine.threads import FreeCores, give_up_workers
+from kdn.machine.threads import FreeCores, compute_with, give_up_workers
 from kdn.model import LoadedModel
 from kdn.model.arithmetic import holds_bits
 from kdn.model.attention import Attention
@@ -74,11 +74,13 @@ class Engine:
         seed: int = 0,
         threaded: bool = True,
         pool: KvPool | None = None,
+        cores: FreeCores | None = None,
     ) -> None:
         """`waiting` is an empty request queue with the schedule policy; None is first come, first served.
 
         With a `pool` other engines share its bytes, of which `limits.kv_bytes` says the number, and
-        take turns with this one.
+        take turns with this one.  As many threads compute as torch has in the calling thread; where their
+        number changes no bit, as many as find a processor by `cores` (by default, as the machine says).
         """
         self._model = model
         self._limits = limits
@@ -122,6 +124,9 @@ class Engine:
         self._when_stopped: list[Callable[[EngineFailed], None]] = []
         self.failure: EngineFailed | None = None
         """Why the engine stopped by itself; None while it runs and after `close`."""
+        self._most = torch.get_num_threads()
+        may_vary = self._most > 1 and model.decoder.is_same_for_any_threads
+        self._cores = (cores or FreeCores(self._most, clock)) if threaded and may_vary else None
         self._thread: threading.Thread | None = None
         if threaded:
             self._thread = threading.Thread(target=self._run, name="kdn-engine", daemon=True)
@@ -218,12 +223,10 @@ class Engine:
             return False
 
     def _run(self) -> None:
-        most = torch.get_num_threads()
-        may_vary = most > 1 and self._model.decoder.is_same_for_any_threads
-        cores = FreeCores(most, self._clock) if may_vary else None
         while self.is_running:
-            if cores is not None and (wanted := cores.threads()) != torch.get_num_threads():
-                torch.set_num_threads(wanted)  # this thread's own number
+            wanted = self._most if self._cores is None else self._cores.threads()
+            if wanted != torch.get_num_threads():
+                compute_with(wanted)
             self._wake.clear()
             if not self.step():
                 give_up_workers()  # they slow down those of another engine

@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 
 from kdn.machine.files import make_private
@@ -42,11 +43,25 @@ def compiler() -> str:
     return found
 
 
+@lru_cache
+def _version(command: str) -> bytes:
+    """What a compiler says of its version: another one may order sums otherwise. Empty if it says nothing."""
+    try:
+        told = subprocess.run([command, "--version"], capture_output=True, check=False, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return b""
+    return told.stdout
+
+
 def source_name(files: Sequence[Path]) -> str:
-    """A name that changes with the files' contents, the compiler and the processor."""
+    """A name that changes with the files' contents, the compiler, its version and the processor.
+
+    Raises NoCompiler.
+    """
     parts = (
         *(path.read_bytes() for path in files),
         compiler().encode(),
+        _version(shutil.which(compiler()) or ""),
         " ".join(sorted(cpu_flags())).encode(),
     )
     return hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]

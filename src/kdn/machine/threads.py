@@ -30,6 +30,7 @@ __all__ = [
     "Task",
     "WriteBehind",
     "busy_seconds",
+    "compute_with",
     "give_up_workers",
     "running_elsewhere",
     "thread_seconds",
@@ -45,6 +46,17 @@ _log = logging.getLogger(__name__)
 _MAPS = Path("/proc/self/maps")
 _SOFT = 1
 """OpenMP's name for giving up threads and keeping settings."""
+
+
+def compute_with(num_threads: int) -> None:
+    """Let the calling thread compute with so many threads from now on, and no other thread.
+
+    torch's own call also sets the number of all threads that begin later.  The calling thread must have
+    asked torch for its number before: torch sets it then.  fp32 products of MKL keep torch's number.
+    Does nothing where tensors are computed with other libraries.
+    """
+    for library in _libraries():
+        library.omp_set_num_threads(num_threads)
 
 
 def give_up_workers() -> None:

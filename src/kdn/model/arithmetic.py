@@ -13,19 +13,30 @@ from torch import Tensor
 
 from kdn.model.attention import ROW_BLOCK, Attention, AttentionSlice
 from kdn.model.decoder import Decoder
+from kdn.model.kernels.rows import CompiledLinear
+from kdn.model.linear import PackedLinear
 
 __all__ = ["holds_bits"]
 
+_FEW_HEADS = 2
+"""So many heads of keys are tried behind many columns: libraries take another way for one alone."""
 _ROWS = 130
 """A block of rows, and two of the next."""
 _SMALL_LAYER_BYTES = 4 << 20
-"""Matrices of larger layers were tried at every row count, and would take seconds; see `linear.py`."""
+"""Trying larger layers takes up to seconds. Compiled and packed matrices were tried at every row count, so
+that larger ones are believed; see `linear.py`."""
+_MANY_COLUMNS = 4096
+"""A sum over so many columns may be divided where one over a few blocks is not."""
 
 
 def holds_bits(decoder: Decoder, attention: Attention) -> bool:
     """True when rows of this model do not depend on what shares their pass, as far as trying tells."""
     with torch.inference_mode():
-        return _attention_holds(decoder, attention) and _layer_holds(decoder)
+        return (
+            _attention_holds(decoder, attention)
+            and _long_attention_holds(decoder, attention)
+            and _layer_holds(decoder)
+        )
 
 
 def _random(decoder: Decoder, *size: int) -> Tensor:
@@ -57,9 +68,34 @@ def _attention_holds(decoder: Decoder, attention: Attention) -> bool:
     return all(torch.equal(whole, attended(*cuts, _ROWS)) for cuts in others)
 
 
+def _long_attention_holds(decoder: Decoder, attention: Attention) -> bool:
+    """The same for the rows of one block behind many columns, of a few heads."""
+    config = decoder.config
+    num_kv, dim = min(config.num_kv_heads, _FEW_HEADS), config.head_dim
+    group = config.num_heads // config.num_kv_heads
+    q = _random(decoder, ROW_BLOCK, num_kv * group, dim)
+    k, v = (
+        _random(decoder, num_kv, _MANY_COLUMNS, dim),
+        _random(decoder, num_kv, dim, _MANY_COLUMNS),
+    )
+    at = torch.arange(_MANY_COLUMNS - ROW_BLOCK, _MANY_COLUMNS)
+
+    def attended(start: int, stop: int) -> Tensor:
+        part = AttentionSlice(0, stop - start, at[start:stop], k[None], v[None])
+        bound = attention.bind([part], *decoder.rope.tables(at[start:stop].to(decoder.device)))
+        return bound.attend(0, q[start:stop].clone(), None)
+
+    whole, cuts = attended(0, ROW_BLOCK), (0, 1, 3, 6, 14, 23, 40, 73, ROW_BLOCK)
+    parts = [attended(start, stop) for start, stop in itertools.pairwise(cuts)]
+    return torch.equal(whole, torch.cat(parts))
+
+
 def _layer_holds(decoder: Decoder) -> bool:
     layer, config = decoder.layers[0], decoder.config
-    if layer.weight_bytes > _SMALL_LAYER_BYTES:
+    weights = layer.weights
+    linears = (weights.qkv, weights.o, weights.gate_up, weights.down)
+    are_pinned = all(isinstance(one, CompiledLinear | PackedLinear) for one in linears)
+    if are_pinned and layer.weight_bytes > _SMALL_LAYER_BYTES:
         return True
     hidden = _random(decoder, _ROWS, config.hidden_size)
     rows = _random(decoder, _ROWS, config.q_size)

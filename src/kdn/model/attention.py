@@ -22,6 +22,7 @@ from torch.nn import functional
 from torch.nn.functional import scaled_dot_product_attention
 
 from kdn.core import LayerKV
+from kdn.model.linear import column_sum
 from kdn.model.rope import rotate
 
 __all__ = [
@@ -329,7 +330,8 @@ def attend_blocks(
 def _columns_seen(where: Tensor, window: int | None, num_columns: int) -> tuple[int, int]:
     """Column range a block of rows reads, cut on multiples of ROW_BLOCK whichever rows are in it."""
     first, last = int(where[0]), int(where[-1])
-    low = 0 if window is None else max(0, first - window + 1) // ROW_BLOCK * ROW_BLOCK
+    begin = first // ROW_BLOCK * ROW_BLOCK
+    low = 0 if window is None else max(0, begin - window + 1) // ROW_BLOCK * ROW_BLOCK
     return low, min((last // ROW_BLOCK + 1) * ROW_BLOCK, num_columns)
 
 
@@ -370,7 +372,7 @@ def _attend_block(
     if gain is not None:
         shares[:, :, columns] *= gain
     weights[:, :num_rows] = shares
-    mixed = torch.bmm(weights.view(num_kv, -1, num_columns), v.transpose(1, 2))
+    mixed = column_sum(weights.view(num_kv, -1, num_columns), v.transpose(1, 2))
     return mixed.view(num_heads, height, width)[:, :num_rows, :dim].transpose(0, 1)
 
 

@@ -28,6 +28,7 @@ from kdn.model.rope import Rope
 
 __all__ = [
     "NUMERICS",
+    "NUMERICS_OF_BF16",
     "QUANTIZATIONS",
     "Decoder",
     "DecoderLayer",
@@ -44,8 +45,9 @@ Quantization = Literal["none", "int8", "int4"]
 """As what the matrices are kept: as stored, 8 bits with a scale an output, or 4 bits in groups of 32."""
 QUANTIZATIONS: tuple[Quantization, ...] = get_args(Quantization)
 
-NUMERICS = "kdn-numerics-1"
-"""Changes whenever the same weights would give other bits, so that old blocks are not found."""
+NUMERICS, NUMERICS_OF_BF16 = "kdn-numerics-1", "kdn-numerics-2"
+"""Change whenever the same weights would give other bits, so that old blocks are not found; the second
+is that of bf16 on a CPU."""
 
 
 @dataclass(frozen=True)
@@ -238,7 +240,8 @@ class Decoder:
     @property
     def is_same_for_any_threads(self) -> bool:
         """True where the number of threads changes no bit of KV: in bf16, and in fp32 where the layers are
-        compiled. Plain torch may divide a sum of fp32 between its threads."""
+        compiled. Plain torch may divide a sum of fp32 between its threads; packed matrices, which
+        adapters are made of, were never found to."""
         return self.dtype == torch.bfloat16 or self.fused is not None
 
     def embed(self, token_ids: Tensor) -> Tensor:
@@ -288,8 +291,9 @@ class Decoder:
 
     def _computed_from(self, adapter: LoraAdapter | None) -> dict[str, object]:
         identity = self._identity
+        is_bf16 = self.dtype == torch.bfloat16 and self.device.type == "cpu"
         said = {
-            "numerics": NUMERICS,
+            "numerics": NUMERICS_OF_BF16 if is_bf16 else NUMERICS,
             "architecture": self.config.architecture(),
             "weights": identity.weights,
             "tokenizer": identity.tokenizer,

@@ -18,6 +18,7 @@ __all__ = [
     "PackedLinear",
     "PlainLinear",
     "build_linear",
+    "column_sum",
     "has_onednn",
     "quantized",
     "silu_product",
@@ -28,10 +29,14 @@ _PACK_ROWS = {torch.bfloat16: 1, torch.float32: 2048}
 
 Any hint gives right products; these two let the order of sums depend on the number of rows least.
 """
-_WIDE, _WIDE_AMONG_MANY = 1024, 384
+_WIDE = 384
 """Beyond this many columns oneDNN sums some row counts in another order, so wider bf16 matrices are
-cut. Up to it, no row count from 1 to 2048 was found to differ, on 1 or 2 threads. Among more, with AMX,
-it shares the columns of a sum out: up to the second number never, on 3, 4, 8 and 16 threads."""
+cut. Up to it, no row count from 1 to 2048 was found to differ with AMX, on 1, 2, 3, 4, 8 and 16 threads;
+at 512, 8 threads share the columns of a sum out. It is one number for all: KV of processes with other
+numbers of threads goes by one name."""
+_SUMMED = 256
+"""Columns that one of several products of bf16 sums. The same limit was found as for `_WIDE`: up to 384, no
+number of rows, products or threads differed, at 512 they do on a single thread, too."""
 _GRAIN = 32_768
 """Elements that torch gives a thread at least (at::internal::GRAIN_SIZE)."""
 _INT8_ROWS = 16
@@ -76,9 +81,8 @@ class PlainLinear(Linear):
 class PackedLinear(Linear):
     """The matrix laid out once for oneDNN: no reordering per call, and a fixed order of sums.
 
-    It is laid out for as many threads as torch has then.  A wide bf16 matrix is a sum over column ranges,
-    rounded to bf16 after each; fp32 takes another kernel for a single row, so that one row is computed
-    as two.
+    A wide bf16 matrix is a sum over column ranges, rounded to bf16 after each; fp32 takes another kernel
+    for a single row, so that one row is computed as two.  Neither depends on the number of threads.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
@@ -126,8 +130,8 @@ def _twice(row: Tensor) -> Tensor:
 
 
 def _column_ranges(num_columns: int) -> list[slice]:
-    """Equal ranges, none too wide for this many threads, cut at multiples of 64."""
-    count = -(-num_columns // (_WIDE if torch.get_num_threads() <= 2 else _WIDE_AMONG_MANY))
+    """Equal ranges, none too wide, cut at multiples of 64."""
+    count = -(-num_columns // _WIDE)
     width = -(-num_columns // (count * 64)) * 64
     return [slice(start, start + width) for start in range(0, num_columns, width)]
 
@@ -153,6 +157,21 @@ class Int8Linear(Linear):
         else:
             product = functional.linear(x, self._weight.to(x.dtype)).mul_(self._scale)
         return product if self._bias is None else product.add_(self._bias)
+
+
+def column_sum(weights: Tensor, v: Tensor) -> Tensor:
+    """weights [n, rows, columns] @ v [n, columns, dim]; a row's bits do not depend on the number of rows.
+
+    In fp32 that is so where n > 1, or among two threads at most: see `arithmetic.py`, which tries it.
+    """
+    if weights.dtype == torch.float32 or v.shape[1] <= _SUMMED:
+        return torch.bmm(weights, v)
+    pairs = zip(torch.split(weights, _SUMMED, 2), torch.split(v, _SUMMED, 1), strict=True)
+    first, *others = (torch.bmm(*pair) for pair in pairs)
+    total = first.float()
+    for part in others:
+        total += part
+    return total.to(weights.dtype)
 
 
 def silu_product(gate: Tensor, up: Tensor) -> Tensor:

@@ -42,7 +42,7 @@ int kdn_level(void) {
 #ifdef __AMX_BF16__
     unsigned a, b, c, d = 0;
     __asm__("cpuid" : "=a"(a), "=b"(b), "=c"(c), "=d"(d) : "a"(7), "c"(0));
-    const int has_tiles = (d >> 22 & 1) && (d >> 24 & 1);
+    const int has_tiles = (d >> 22 & 1) && (d >> 24 & 1) && (d >> 25 & 1); /* bf16, tiles, int8 */
     const long arch_req_xcomp_perm = 0x1023, tile_data = 18;
     if (has_tiles && syscall(SYS_arch_prctl, arch_req_xcomp_perm, tile_data) == 0) return 2;
 #endif

@@ -47,7 +47,8 @@ class Kernels:
 
     handle: ctypes.CDLL
     name: str
-    """Changes with whatever may change the bits of a result: source, compiler, processor."""
+    """Changes with whatever may change the bits of a result: source, compiler, processor, and whether
+    this process may use its tile registers, which sum pairs in another order than vectors do."""
     dtype: torch.dtype
     """Of rows, K and V."""
     has_amx: bool = False
@@ -64,7 +65,7 @@ def load(cache_dir: Path) -> Kernels:
     level = int(handle.kdn_level())
     if level == 0:
         raise NoKernel("the processor refuses AVX512-BF16")
-    return Kernels(handle, name, torch.bfloat16, has_amx=level == _AMX)
+    return Kernels(handle, f"{name}-{level}", torch.bfloat16, has_amx=level == _AMX)
 
 
 def load_floats(cache_dir: Path) -> Kernels:
