@@ -139,10 +139,10 @@ class TransferPlanner:
     def renew(self, generation: str) -> None:
         """The engine's weights may be others from now on: what was stored is found no more.
 
-        Requests whose KV is partly computed are not stored, unless the engine computes them anew.
+        Requests whose KV is partly computed are not stored, unless the engine computes all of it again.
         """
         self.generation = generation
-        self.handed = None  # whoever hands KV over has the weights of the files
+        self.handed = None  # those who hand KV over have the weights of the files
 
     def forget(self, request_id: str) -> None:
         """A request ended, however it did."""
