@@ -19,6 +19,16 @@ HEADS, DIM, LAYERS, SIZE = 2, 4, 3, 128
 PRINT = Fingerprint("vllm's")
 
 
+def fingerprint(_adapter: str | None, generation: str) -> Fingerprint:
+    """That of every adapter, and of weights that came later."""
+    return Fingerprint(f"{PRINT} {generation}") if generation else PRINT
+
+
+def prints(adapter: str | None, generation: str) -> list[Fingerprint]:
+    """Those of the only rank."""
+    return [fingerprint(adapter, generation)]
+
+
 def paged(num_blocks: int = 16, dtype: torch.dtype = torch.float32) -> PagedKv:
     """An empty cache in vLLM's packed layout."""
     shape = PagedShape(num_blocks, SIZE, HEADS, DIM)
@@ -67,9 +77,9 @@ class Rig:
         self.store = store or Store([MemoryTier(1 << 26, NoTrace())])
         self.counts = TransferCounts()
         self.cache = paged()
-        self.planner = TransferPlanner(self.store, SIZE, lambda _: [PRINT], self.counts)
+        self.planner = TransferPlanner(self.store, SIZE, prints, self.counts)
         self.transfers = Transfers(
-            self.store, self.cache, lambda _: PRINT, self.counts, queue_bytes=queue_bytes
+            self.store, self.cache, fingerprint, self.counts, queue_bytes=queue_bytes
         )
 
     def prefill(self, name: str, token_ids: Sequence[int], table: Sequence[int]) -> int:

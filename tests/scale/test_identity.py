@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 from collections.abc import Callable
 from dataclasses import fields, replace
@@ -11,7 +13,14 @@ from typing import Any, cast
 import pytest
 
 from kdn.errors import BadConfig, StoreError, WeightsError
-from kdn.scale.identity import Adapters, EngineIdentity, digest_config, digest_weights, salt_of
+from kdn.scale.identity import (
+    Adapters,
+    EngineIdentity,
+    digest_config,
+    digest_weights,
+    rope_factors,
+    salt_of,
+)
 from kdn.scale.settings import SharedStores, read_settings
 from kdn.store import Store
 
@@ -55,6 +64,34 @@ def test_a_configuration_is_told_without_its_place() -> None:
     told = digest_config({"rope_theta": 1e4, "_name_or_path": "/here"})
     assert told == digest_config({"rope_theta": 1e4, "_name_or_path": "/there"})
     assert told != digest_config({"rope_theta": 1e5})
+
+
+def longrope(**more: object) -> dict[str, object]:
+    return {"rope_type": "longrope", "original_max_position_embeddings": 4096, **more}
+
+
+@pytest.mark.parametrize(
+    ("config", "factors"),
+    [
+        ({"rope_parameters": longrope()}, ("short", "long")),
+        ({"text_config": {"rope_parameters": {"full_attention": longrope()}}}, ("short", "long")),
+        ({"rope_parameters": {"rope_type": "yarn", "factor": 4.0}}, ("", "")),
+        ({"rope_parameters": None}, ("", "")),
+    ],
+)
+def test_factors_of_longrope_follow_the_longest_prompt(
+    config: dict[str, object], factors: tuple[str, str]
+) -> None:
+    """vLLM takes the long ones for every prompt where one may be beyond 4,096 tokens."""
+    assert (rope_factors(config, 4096), rope_factors(config, 4097)) == factors
+
+
+def test_what_tells_nothing_leaves_the_names_of_older_blocks() -> None:
+    """The name as it was before `rope` and generations were there."""
+    said = {field.name: getattr(SELF, field.name) for field in fields(SELF) if field.name != "rope"}
+    told = json.dumps(said | {"adapter": None, "rank": 0}, sort_keys=True)
+    assert SELF.fingerprint(None, 0) == hashlib.sha256(told.encode()).hexdigest()
+    assert SELF.fingerprint(None, 0, "new weights") != SELF.fingerprint(None, 0)
 
 
 def adapter(folder: Path, weights: bytes, alpha: int = 8) -> Path:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 from torch import Tensor
@@ -52,6 +54,20 @@ def test_a_latent_that_all_heads_share_is_one_head() -> None:
 def test_anything_else_is_refused_with_what_was_found(tensor: Tensor, found: str) -> None:
     with pytest.raises(BadInput, match=found):
         PagedLayer.read("model.layers.0", tensor, SHAPE)
+
+
+@pytest.mark.parametrize(("size", "fits"), [(16, True), (256, True), (96, False), (512, False)])
+def test_packed_blocks_fill_those_of_the_store(size: int, fits: bool) -> None:
+    """Of 96 tokens the third block holds 192 to 288; its first 64 rows hold parts of all these tokens.
+
+    Stored as tokens 192 to 256, they would be found for a prompt whose 257th token is another.
+    """
+    cache = {"0": torch.zeros(BLOCKS, HEADS, size, 2 * DIM)}
+    shape = PagedShape(BLOCKS, size, HEADS, DIM)
+    PagedKv(cache, shape)
+    refused = pytest.raises(BadInput, match=f"packs blocks of {size} tokens, .* block size to 16")
+    with nullcontext() if fits else refused:
+        PagedKv(cache, shape, lambda *_: None)
 
 
 def test_no_tensors_at_all_are_refused() -> None:

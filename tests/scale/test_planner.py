@@ -7,10 +7,11 @@ import pytest
 from kdn.core import EXACT, Fingerprint
 from kdn.errors import StoreError
 from kdn.scale.counts import TransferCounts
+from kdn.scale.identity import HANDED
 from kdn.scale.planner import PromptFacts, ScheduledRequest, StepPlan, TransferPlanner
 from kdn.store import MemoryTier, Store
 from kdn.trace import NoTrace
-from tests.scale.engine import PRINT, SIZE, Rig
+from tests.scale.engine import PRINT, SIZE, Rig, holds, prints
 
 PROMPT = tuple(range(1, 701))
 
@@ -22,7 +23,7 @@ def planned(planner: TransferPlanner, name: str, computed: int, scheduled: int) 
 
 def new_planner() -> TransferPlanner:
     planner = TransferPlanner(
-        Store([MemoryTier(1 << 20, NoTrace())]), SIZE, lambda _: [PRINT], TransferCounts()
+        Store([MemoryTier(1 << 20, NoTrace())]), SIZE, prints, TransferCounts()
     )
     planner.follow(PromptFacts("a", len(PROMPT)), PROMPT)
     return planner
@@ -141,7 +142,7 @@ def test_tokens_count_when_every_rank_has_its_part() -> None:
     rig = Rig()
     rig.prefill("a", PROMPT, range(6))
     ranks = [PRINT, Fingerprint("rank 1")]
-    planner = TransferPlanner(rig.store, SIZE, lambda _: ranks, rig.counts)
+    planner = TransferPlanner(rig.store, SIZE, lambda *_: ranks, rig.counts)
     planner.follow(PromptFacts("b", 700), PROMPT)
     assert planner.matched("b", 0) == 0
 
@@ -171,7 +172,7 @@ def test_a_store_that_fails_is_a_miss() -> None:
             raise StoreError("the disk is gone")
 
     planner = TransferPlanner(
-        Failing([MemoryTier(1 << 20, NoTrace())]), SIZE, lambda _: [PRINT], TransferCounts()
+        Failing([MemoryTier(1 << 20, NoTrace())]), SIZE, prints, TransferCounts()
     )
     planner.follow(PromptFacts("a", 700), PROMPT)
     assert planner.matched("a", 0) == 0
@@ -183,6 +184,38 @@ def test_the_tier_of_a_hit_is_the_one_that_has_most() -> None:
     rig.planner.follow(PromptFacts("b", 700), PROMPT)
     rig.planner.matched("b", 0)
     assert rig.planner.tier_of("b") == "memory"
+
+
+def test_nothing_from_before_a_change_of_weights_is_found_after_it() -> None:
+    """Each weights' KV comes back under its own name alone; the store keeps both."""
+    rig = Rig()
+    rig.prefill("a", PROMPT, range(6))
+    rig.planner.renew("new weights")
+    assert rig.prefill("b", PROMPT, range(6, 12)) == 0
+    assert rig.prefill("c", PROMPT, range(6)) == 640
+    assert holds(rig.cache, PROMPT, range(6))
+    assert rig.store.match(PRINT, EXACT, "", PROMPT).num_tokens == 640
+
+
+def test_kv_that_two_weights_made_is_not_stored() -> None:
+    """Of 700 tokens 300 were computed with the old weights; preempted, all are with the new ones."""
+    rig = Rig()
+    rig.planner.follow(PromptFacts("a", 700), PROMPT)
+    assert rig.planner.matched("a", 0) == 0
+    assert len(planned(rig.planner, "a", 0, 300).saves) == 1
+    rig.planner.renew("new weights")
+    assert planned(rig.planner, "a", 300, 400).saves == ()
+    assert rig.planner.matched("a", 0) == 0
+    (save,) = planned(rig.planner, "a", 0, 700).saves
+    assert (save.start, len(save.token_ids), save.generation) == (0, 640, "new weights")
+
+
+def test_what_was_handed_over_for_the_old_weights_is_computed() -> None:
+    rig = Rig()
+    rig.planner.handed = PRINT
+    rig.planner.follow(PromptFacts("a", 700, save=False, recipe=HANDED), PROMPT)
+    rig.planner.renew("new weights")
+    assert rig.planner.matched("a", 0) == 0
 
 
 def test_only_a_step_without_work_may_wait() -> None:

@@ -18,7 +18,7 @@ TOKENS = tuple(range(256))
 
 def fill(store: Store) -> None:
     """One block, as an engine with the fingerprint PRINT saves it."""
-    transfers = Transfers(store, paged(), lambda _adapter: PRINT, TransferCounts())
+    transfers = Transfers(store, paged(), lambda *_: PRINT, TransferCounts())
     transfers.save(SaveTask(None, "", TOKENS, 0, (0, 1)))
     assert transfers.flush(60)
     transfers.close()

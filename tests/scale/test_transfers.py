@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
+import torch
 
 from kdn.core import EXACT
 from kdn.errors import NoSpace
 from kdn.scale.counts import METRICS, TransferCounts
+from kdn.scale.paged import WriteOrder
 from kdn.scale.planner import LoadTask, SaveTask
+from kdn.scale.transfers import Transfers
 from kdn.store import Block, BlockHit, MemoryTier, Reader, Store, open_store
 from kdn.trace import NoTrace
-from tests.scale.engine import PRINT, SIZE, Rig, compute, holds
+from tests.scale.engine import PRINT, SIZE, Rig, compute, fingerprint, holds
 
 PROMPT = tuple(range(1, 701))
 
@@ -175,6 +178,41 @@ def test_lengths_around_a_block_s_border(length: int) -> None:
     longer = (*prompt, 9999)
     assert rig.prefill("b", longer, range(6, 12)) == length // SIZE * SIZE
     assert holds(rig.cache, longer, range(6, 12))
+
+
+def test_a_load_is_told_of_once_the_device_has_what_it_wrote() -> None:
+    """It begins after what the engine asked before it; one that fails waits for its writes, too."""
+
+    class Queued(WriteOrder):
+        def __init__(self) -> None:
+            super().__init__(torch.device("cpu"))
+            self.told: list[str] = []
+            self.go_on = threading.Event()
+
+        def mark(self) -> Callable[[], None]:
+            self.told.append("marked")
+            return lambda: self.told.append("waited for the engine")
+
+        def finish(self) -> None:
+            self.told.append("waiting")
+            assert self.go_on.wait(60)
+
+    store, order = Stalling(), Queued()
+    store.go_on.set()
+    rig = Rig(store)
+    rig.prefill("a", PROMPT, range(6))
+    transfers = Transfers(store, rig.cache, fingerprint, rig.counts, order=order)
+    for store.breaks, failed in ((False, set[int]()), (True, {6, 7, 8, 9, 10})):
+        store.reached.clear()
+        transfers.load(LoadTask("b", None, "", PROMPT[:640], 0, (6, 7, 8, 9, 10)))
+        assert store.reached.wait(60)
+        assert transfers.take_finished().request_ids == frozenset()
+        order.go_on.set()
+        assert transfers.take_finished(60).failed_blocks == failed
+        assert order.told == ["marked", "waited for the engine", "waiting"]
+        order.told.clear()
+        order.go_on.clear()
+    transfers.close()
 
 
 def test_counters_are_taken_once_and_summed_for_ever() -> None:

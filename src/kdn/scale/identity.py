@@ -28,6 +28,7 @@ __all__ = [
     "digest_files",
     "digest_weights",
     "handoff_fingerprint",
+    "rope_factors",
     "salt_of",
 ]
 
@@ -37,6 +38,8 @@ WEIGHT_FILES = (".safetensors", ".bin", ".pt", ".pth", ".gguf")
 READ_BYTES = 16 << 20
 VOLATILE = ("_name_or_path", "transformers_version", "_commit_hash", "use_cache")
 """Keys of config.json that say nothing about numbers."""
+LATER_PARTS = ("rope", "generation")
+"""Parts of a fingerprint that older ones do not have."""
 
 
 @dataclass(frozen=True)
@@ -56,10 +59,17 @@ class EngineIdentity:
     """How the KV of a token lies in a stored run."""
     tensor_ranks: int = 1
     pipeline_ranks: int = 1
+    rope: str = ""
+    """Which factors LongRoPE has here (`rope_factors`); empty for other models."""
 
-    def fingerprint(self, adapter: str | None, rank: int) -> Fingerprint:
-        """The fingerprint of KV computed with that adapter (a digest) on that rank."""
-        said = asdict(self) | {"adapter": adapter, "rank": rank}
+    def fingerprint(self, adapter: str | None, rank: int, generation: str = "") -> Fingerprint:
+        """The fingerprint of KV computed with that adapter (a digest) on that rank.
+
+        `generation` tells weights that came into the running engine from those of its files.
+        """
+        said = asdict(self) | {"adapter": adapter, "rank": rank, "generation": generation}
+        # left out where they tell nothing, so that names from before they were there stay
+        said = {name: one for name, one in said.items() if one or name not in LATER_PARTS}
         return Fingerprint(hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest())
 
 
@@ -113,6 +123,18 @@ def digest_config(config: Mapping[str, Any]) -> str:
     """Hex digest of a model's published configuration, without what says nothing about numbers."""
     told = {key: value for key, value in config.items() if key not in VOLATILE}
     return hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def rope_factors(config: Mapping[str, Any], max_tokens: int) -> str:
+    """Which factors an engine gives LongRoPE that takes prompts of so many tokens; empty for other models.
+
+    vLLM chooses them once, as it starts: the short ones never see a prompt beyond the model's original
+    length. The same tokens have other keys with the long ones.
+    """
+    if "longrope" in (config.get("rope_type"), config.get("type")):
+        return "long" if max_tokens > config["original_max_position_embeddings"] else "short"
+    inner = (one for one in config.values() if isinstance(one, Mapping))
+    return next(filter(None, (rope_factors(one, max_tokens) for one in inner)), "")
 
 
 class Adapters:

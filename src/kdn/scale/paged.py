@@ -13,11 +13,11 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from kdn.core import KvShape
+from kdn.core import BLOCK_TOKENS, KvShape
 from kdn.errors import BadInput
 from kdn.machine.text import counted
 
-__all__ = ["RUN_LAYOUT", "PagedKv", "PagedLayer", "PagedShape", "Scatter"]
+__all__ = ["RUN_LAYOUT", "PagedKv", "PagedLayer", "PagedShape", "Scatter", "WriteOrder"]
 
 RUN_LAYOUT = "k-then-v:tokens,heads,dim:rotated"
 """How a stored run lies, and that keys carry their rotary position; part of the fingerprint."""
@@ -69,6 +69,33 @@ class PagedLayer:
         )
 
 
+class WriteOrder:
+    """Keeps what another thread writes into a cache apart from what the engine's own thread computes.
+
+    On a GPU each thread's work waits in a stream of its own, which knows nothing of the other's. On a CPU
+    nothing waits.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device if device.type == "cuda" else None
+
+    def mark(self) -> Callable[[], None]:
+        """What comes back waits, in the thread that calls it, for all that this thread has asked for so far.
+
+        The engine may still write into a block that it has given up, for a token that nobody wants.
+        """
+        if self._device is None:
+            return lambda: None
+        asked = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        asked.record(torch.cuda.current_stream(self._device))
+        return asked.synchronize
+
+    def finish(self) -> None:
+        """Wait until what this thread wrote is in the cache."""
+        if self._device is not None:
+            torch.cuda.current_stream(self._device).synchronize()
+
+
 class PagedKv:
     """All layers of an engine's paged cache, in order. Safe from several threads on disjoint blocks."""
 
@@ -78,10 +105,17 @@ class PagedKv:
         """`scatter` is the engine's own way to write tokens, for caches whose blocks are packed for its
         kernels: such blocks can be stored and loaded whole, but no token of them can be read.
 
-        Raises BadInput for a layout or a dtype that kdn does not store.
+        Raises BadInput for a layout or a dtype that kdn does not store, and for packed blocks that do not
+        fill the store's.
         """
         if not tensors:
             raise BadInput("the engine has no KV cache tensors: kdn has nothing to store")
+        if scatter is not None and BLOCK_TOKENS % shape.block_tokens:
+            # a part of a packed block would be stored without the tokens that it depends on in its name
+            raise BadInput(
+                f"the engine packs blocks of {counted(shape.block_tokens, 'token')}, which do not fill the"
+                f" store's blocks of {BLOCK_TOKENS}; set its block size to 16, 32, 64, 128 or 256"
+            )
         self.layers = [PagedLayer.read(name, one, shape) for name, one in tensors.items()]
         self._tensors, self._scatter = list(tensors.values()), scatter
         self.block_tokens = shape.block_tokens

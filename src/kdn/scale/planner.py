@@ -49,6 +49,8 @@ class LoadTask:
     table: tuple[int, ...]
     """The block of each run of block tokens, from the first token of the prompt on."""
     recipe: Recipe = EXACT
+    generation: str = ""
+    """The planner's when the KV was looked up."""
 
     @property
     def stop(self) -> int:
@@ -66,6 +68,8 @@ class SaveTask:
     """All tokens up to `stop`."""
     start: int
     table: tuple[int, ...]
+    generation: str = ""
+    """The planner's when the KV was computed."""
 
 
 @dataclass(frozen=True)
@@ -95,6 +99,8 @@ class _Followed:
     facts: PromptFacts
     token_ids: Sequence[int]
     """The engine's own list, which grows with the answer."""
+    generation: str
+    """The planner's when the request was last looked up, before any of it was computed."""
     start: int = 0
     """Where the last lookup began: what the engine had itself."""
     stored: int = 0
@@ -110,23 +116,33 @@ class _Followed:
 class TransferPlanner:
     """Plans for one scheduler. Not safe from several threads: the engine's loop calls it.
 
-    `fingerprints` gives the fingerprint of every rank for an adapter: tokens count as stored when
-    each rank's part is there.
+    `fingerprints` gives the fingerprint of every rank for an adapter and a generation: tokens count as
+    stored when each rank's part is there.
     """
 
     store: Store
     block_tokens: int
-    fingerprints: Callable[[str | None], Sequence[Fingerprint]]
+    fingerprints: Callable[[str | None, str], Sequence[Fingerprint]]
     counts: TransferCounts
     least_tokens: int = 1
     handed: Fingerprint | None = None
     """Under which name KV is handed over; None where it cannot be."""
+    generation: str = ""
+    """Tells the weights that the engine may have now from those of its files; empty while it has these."""
     _followed: dict[str, _Followed] = field(default_factory=dict)
     _loads: list[LoadTask] = field(default_factory=list)
 
     def follow(self, facts: PromptFacts, token_ids: Sequence[int]) -> None:
         """A request came; `token_ids` are its prompt, and later its answer too."""
-        self._followed[facts.request_id] = _Followed(facts, token_ids)
+        self._followed[facts.request_id] = _Followed(facts, token_ids, self.generation)
+
+    def renew(self, generation: str) -> None:
+        """The engine's weights may be others from now on: what was stored is found no more.
+
+        Requests whose KV is partly computed are not stored, unless the engine computes all of it again.
+        """
+        self.generation = generation
+        self.handed = None  # those who hand KV over have the weights of the files
 
     def forget(self, request_id: str) -> None:
         """A request ended, however it did."""
@@ -140,6 +156,7 @@ class TransferPlanner:
         one = self._followed.get(request_id)
         if one is None or not (one.facts.load or one.facts.save):
             return 0
+        one.generation = self.generation
         if one.loading_to:
             one.gave_up = True  # all of it failed, or the engine would not ask: it is computed
         if one.gave_up:
@@ -170,6 +187,7 @@ class TransferPlanner:
                 one.start,
                 tuple(table[:blocks]),
                 one.facts.recipe,
+                one.generation,
             )
         )
 
@@ -186,7 +204,7 @@ class TransferPlanner:
 
     def _save(self, request: ScheduledRequest) -> SaveTask | None:
         one = self._followed.get(request.request_id)
-        if one is None:
+        if one is None or one.generation != self.generation:
             return None
         if one.loading_to > request.num_computed:
             one.stored = min(one.stored, request.num_computed)  # a part of the load did not come
@@ -201,6 +219,7 @@ class TransferPlanner:
             tuple(one.token_ids[:stop]),
             start,
             tuple(request.table()[: -(-stop // self.block_tokens)]),
+            one.generation,
         )
 
     def _complete(self, facts: PromptFacts, computed: int) -> int:
@@ -215,9 +234,8 @@ class TransferPlanner:
 
     def _fingerprints(self, facts: PromptFacts) -> Sequence[Fingerprint]:
         if facts.recipe == EXACT:
-            return self.fingerprints(facts.adapter)
-        assert self.handed is not None, "refused when the request came"
-        return [self.handed]
+            return self.fingerprints(facts.adapter, self.generation)
+        return [] if self.handed is None else [self.handed]
 
     def _match(self, one: _Followed) -> int:
         self.counts.add(lookups=1, lookup_tokens=len(one.token_ids))
@@ -228,6 +246,8 @@ class TransferPlanner:
             ]
         except KdnError:
             return 0  # the store counted it
+        if not found:
+            return 0
         tokens = Counter[str]()
         for hit in found[0].hits:
             tokens[hit.tier] += hit.num_tokens

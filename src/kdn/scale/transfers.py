@@ -23,7 +23,7 @@ from kdn.clock import Clock, SystemClock
 from kdn.core import BLOCK_TOKENS, EXACT, BlockId, Fingerprint, chain_hashes
 from kdn.errors import KdnError
 from kdn.scale.counts import TransferCounts
-from kdn.scale.paged import CopiedBlocks, PagedKv
+from kdn.scale.paged import CopiedBlocks, PagedKv, WriteOrder
 from kdn.scale.planner import LoadTask, SaveTask
 from kdn.store import Block, Reader, Store
 
@@ -51,6 +51,8 @@ class _Piece:
 @dataclass
 class _Loading:
     task: LoadTask
+    asked: Callable[[], None]
+    """Waits for what the engine asked of its device before the load."""
     cancelled: threading.Event = field(default_factory=threading.Event)
 
 
@@ -64,20 +66,23 @@ class Transfers:
         self,
         store: Store,
         paged: PagedKv,
-        fingerprint: Callable[[str | None], Fingerprint],
+        fingerprint: Callable[[str | None, str], Fingerprint],
         counts: TransferCounts,
         *,
         queue_bytes: int = 1 << 29,
         load_threads: int = 2,
         handed: Fingerprint | None = None,
+        order: WriteOrder | None = None,
         clock: Clock | None = None,
     ) -> None:
+        """`order` None is that of the cache's device."""
         self._store = store
         self._handed = handed
         self._paged = paged
         self._fingerprint = fingerprint
         self._counts = counts
         self._queue_bytes = queue_bytes
+        self._order = order or WriteOrder(paged.device)
         self._clock = clock or SystemClock()
         self._changed = threading.Condition()
         self._running: dict[str, _Loading] = {}
@@ -92,7 +97,7 @@ class Transfers:
 
     def load(self, task: LoadTask) -> None:
         """Start a load; `take_finished` tells of its end."""
-        loading = _Loading(task)
+        loading = _Loading(task, self._order.mark())
         with self._changed:
             self._running[task.request_id] = loading
         self._loads.put(loading)
@@ -120,7 +125,11 @@ class Transfers:
         while (loading := self._loads.get()) is not None:
             task, started_s = loading.task, self._clock.now()
             try:
-                good = self._load(loading)
+                loading.asked()
+                try:
+                    good = self._load(loading)
+                finally:  # a load that failed wrote, too
+                    self._order.finish()
             except Exception:
                 logger.exception("kdn: the KV of request %s did not come", task.request_id)
                 good = task.start
@@ -134,7 +143,7 @@ class Transfers:
         """Bring what comes; up to which token everything did, in whole blocks of the engine."""
         task = loading.task
         exact = task.recipe == EXACT
-        fingerprint = self._fingerprint(task.adapter) if exact else self._handed
+        fingerprint = self._fingerprint(task.adapter, task.generation) if exact else self._handed
         assert fingerprint is not None, "the planner names none"
         found = self._store.match(fingerprint, task.recipe, task.salt, task.token_ids)
         with ExitStack() as opened:
@@ -235,7 +244,7 @@ class Transfers:
 
     def _save(self, task: SaveTask, copied: CopiedBlocks) -> None:
         shape, skip = self._paged.shape, task.start // copied.block_tokens * copied.block_tokens
-        for block_id in _block_ids(task, self._fingerprint(task.adapter)):
+        for block_id in _block_ids(task, self._fingerprint(task.adapter, task.generation)):
             start = block_id.start - skip
             runs = tuple(
                 copied.run(layer, start, start + block_id.num_tokens)

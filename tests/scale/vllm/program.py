@@ -89,6 +89,18 @@ class Program:
         """Empty vLLM's own prefix cache."""
         return bool(self.llm.reset_prefix_cache())
 
+    def reload(self, path: str) -> bool:
+        """Other weights, as a training loop brings them: asleep, loaded, awake."""
+        self.llm.sleep(level=2)
+        self.llm.collective_rpc("reload_weights", kwargs={"weights_path": path})
+        return bool(self.llm.wake_up())
+
+    def folder(self, model: str, download_dir: str) -> str:
+        """Where the weights of a hub id are looked for."""
+        from kdn.scale.vllm.engine import model_folder
+
+        return str(model_folder(model, None, download_dir))
+
     def counts(self) -> dict[str, int]:
         """The connector's counters: those of its worker and of its scheduler."""
         scheduler = self.llm.llm_engine.engine_core.engine_core.scheduler.connector
@@ -124,7 +136,13 @@ class Program:
                 found[name] = [list(inspect.signature(one).parameters) for one in pair]
         return found
 
-    def connect(self, spec: str = "", more: dict[str, Any] | None = None, **transfer: Any) -> bool:
+    def connect(
+        self,
+        spec: str = "",
+        more: dict[str, Any] | None = None,
+        load_format: str = "auto",
+        **transfer: Any,
+    ) -> bool:
         """Make another connector of this engine with other settings, as vLLM would at its start.
 
         Where `spec` is named, as for a model whose layers all have such a cache, with `more` of its fields.
@@ -132,6 +150,7 @@ class Program:
         scheduler = self.llm.llm_engine.engine_core.engine_core.scheduler
         config, cache = copy.copy(scheduler.vllm_config), scheduler.kv_cache_config
         config.kv_transfer_config = dataclasses.replace(config.kv_transfer_config, **transfer)
+        config.load_config = dataclasses.replace(config.load_config, load_format=load_format)
         if spec:
             (group,) = cache.kv_cache_groups
             fields = {

@@ -259,6 +259,27 @@ def test_redis_and_a_node_serve_other_vllms_and_redis_dies(model: Path, tmp_path
                 assert (found.tokens, found.reason) == (wanted.tokens, "length")
 
 
+def test_other_weights_in_a_running_vllm_have_kv_of_their_own(model: Path, tmp_path: Path) -> None:
+    """They find nothing of the old ones, and the next vLLM of the files finds nothing of theirs."""
+    new = tiny(tmp_path / "new", seed=1)
+    settings = {"folder": str(tmp_path / "store")}
+    with vllm(new, None) as plain:
+        wanted = plain.one(PROMPT)
+    with vllm(model, settings) as engine:
+        old = engine.one(PROMPT)
+        engine.settle()
+        assert engine.do("reload", path=str(new))
+        cold = engine.one(PROMPT)
+        assert (cold.cached, cold.tokens) == (0, wanted.tokens)
+        engine.settle()
+        warm = engine.one(PROMPT)
+        assert (warm.cached, warm.tokens) == (640, wanted.tokens)
+    with vllm(model, settings) as again:
+        found = again.one(PROMPT)
+        assert (found.cached, found.tokens) == (640, old.tokens)
+    assert wanted.tokens != old.tokens
+
+
 def test_preempted_requests_answer_as_ever(model: Path, tmp_path: Path) -> None:
     """Room for 14 blocks: three prompts of 500 that grow past 640 do not fit together."""
     prompts = [text(f"preempted {number}", 500) for number in range(3)]
@@ -305,6 +326,24 @@ def test_a_cache_that_keeps_no_whole_prompt_is_refused(
     """vLLM's null block would be stored in place of what a window left behind."""
     with pytest.raises(VllmFailed, match=f"^BadInput: [^\n]*{sentence}[^\n]*$"):
         engine.do("connect", spec=spec, more=more)
+
+
+def test_random_weights_are_refused(engine: Vllm) -> None:
+    with pytest.raises(VllmFailed, match=r"^BadConfig: --load-format dummy [^\n]*$"):
+        engine.do("connect", load_format="dummy")
+
+
+def test_weights_of_the_hub_are_looked_for_where_vllm_keeps_them(
+    engine: Vllm, tmp_path: Path
+) -> None:
+    kept = tmp_path / "models--somebody--tiny"
+    snapshot = kept / "snapshots" / ("a" * 40)
+    snapshot.mkdir(parents=True)
+    (kept / "refs").mkdir()
+    (kept / "refs" / "main").write_text(snapshot.name)
+    (snapshot / "config.json").write_text("{}")
+    found = engine.do("folder", model="somebody/tiny", download_dir=str(tmp_path))
+    assert found == str(snapshot)
 
 
 def test_windows_beside_full_attention_are_kept_whole(engine: Vllm) -> None:

@@ -84,13 +84,17 @@ class FleetServer:
     is_up: bool = True
     slowdown: float = 1.0
     """Measured prefill time over the model's."""
-    num_running: int = 0
-    """Requests that were sent and have not ended."""
     models: frozenset[str] | None = None
     """The names of models that it last said it serves; None: it has not said."""
+    _running: set[int] = field(default_factory=set)
     _waiting: dict[int, _Waiting] = field(default_factory=dict)
     _free_s: float = 0.0
     """When the last first token came: the oldest prefill runs since then."""
+
+    @property
+    def num_running(self) -> int:
+        """Requests that were sent and have not ended."""
+        return len(self._running)
 
     def may_serve(self, model: str | None) -> bool:
         """Is nothing known against sending it a request for this model?"""
@@ -111,7 +115,7 @@ class FleetServer:
 
     def sent(self, number: int, predicted_s: float, now_s: float) -> None:
         """A prompt was sent to it."""
-        self.num_running += 1
+        self._running.add(number)
         self._waiting[number] = _Waiting(now_s, predicted_s)
 
     def began(self, number: int, now_s: float) -> None:
@@ -127,8 +131,8 @@ class FleetServer:
             self.slowdown += weight * (ratio - self.slowdown)
 
     def ended(self, number: int) -> None:
-        """An answer ended, however it did."""
-        self.num_running -= 1
+        """An answer ended, however it did; may be told again."""
+        self._running.discard(number)
         self._waiting.pop(number, None)
 
 

@@ -11,9 +11,10 @@ or with 64 KiB of none.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import httpx
@@ -116,7 +117,7 @@ class Forwarder:
                 self._end(sent)
                 raise
             if self._is_for_another(server, begun, order, tried, model):
-                self._end(sent)
+                await self._leave(sent, begun)
                 self.numbers.retries.labels(server.name).inc()
                 continue
             return self._respond(sent, begun)
@@ -166,6 +167,13 @@ class Forwarder:
 
     def _end(self, sent: _Sent) -> None:
         sent.server.ended(sent.number)
+
+    async def _leave(self, sent: _Sent, begun: _Begun) -> None:
+        """The answer ends here, read or not; may be told again."""
+        self._end(sent)
+        if begun.rest is not None:
+            with suppress(httpx.HTTPError):
+                await begun.rest.aclose()
 
     async def _try(self, sent: _Sent, request: HttpRequest, raw: bytes) -> _Begun:
         """The beginning of a server's answer. Raises _Dead, also when it dies while it is waited for."""
@@ -221,7 +229,8 @@ class Forwarder:
             self._end(sent)
             self._learn(sent, begun.came)
             return Response(begun.came, begun.status, begun.headers)
-        return _PassedStream(self._pass_on(sent, begun), begun.status, begun.headers)
+        pieces, leave = self._pass_on(sent, begun), partial(self._leave, sent, begun)
+        return _PassedStream(pieces, begun.status, begun.headers, leave)
 
     async def _pass_on(self, sent: _Sent, begun: _Begun) -> AsyncGenerator[bytes]:
         assert begun.rest is not None
@@ -237,10 +246,6 @@ class Forwarder:
             self.numbers.cut.labels(sent.server.name).inc()
             cut = EngineFailed("the server ended in the middle of this answer; send it again")
             yield b"data: " + fault_of(cut).body() + b"\n\n"
-        finally:
-            self._end(sent)
-            with suppress(httpx.HTTPError):
-                await begun.rest.aclose()
 
     def _learn(self, sent: _Sent, told: bytes) -> None:
         """Believe a server's own word of what it had stored."""
@@ -250,17 +255,26 @@ class Forwarder:
 
 
 class _PassedStream(StreamingResponse):
-    """A stream that is passed on; its source is closed however it ends."""
+    """A stream that is passed on; `leave` is called however it ends, also before its first piece."""
 
-    def __init__(self, pieces: AsyncGenerator[bytes], status: int, headers: dict[str, str]) -> None:
+    def __init__(
+        self,
+        pieces: AsyncGenerator[bytes],
+        status: int,
+        headers: dict[str, str],
+        leave: Callable[[], Awaitable[None]],
+    ) -> None:
         super().__init__(pieces, status, headers)
-        self._pieces = pieces
+        self._pieces, self._leave = pieces, leave
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             await super().__call__(scope, receive, send)
         finally:
-            await self._pieces.aclose()
+            try:
+                await self._pieces.aclose()
+            finally:
+                await self._leave()
 
 
 async def _until_token(pieces: AsyncGenerator[bytes]) -> bytes:

@@ -8,6 +8,7 @@ are never held back from vLLM, whether a request ends, is cancelled or is preemp
 from __future__ import annotations
 
 import logging
+import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -82,12 +83,13 @@ class KdnConnector(KVConnectorBase_V1):  # type: ignore[misc]
         self.store: Store = STORES.enter(settings)
         ranks = self._identity.tensor_ranks * self._identity.pipeline_ranks
 
-        def fingerprints(adapter: str | None) -> list[Fingerprint]:
-            return [self._identity.fingerprint(adapter, rank) for rank in range(ranks)]
+        def fingerprints(adapter: str | None, generation: str) -> list[Fingerprint]:
+            each = range(ranks)
+            return [self._identity.fingerprint(adapter, rank, generation) for rank in each]
 
         if role is KVConnectorRole.SCHEDULER:  # once, not for each worker too
             failures = STORES.failures(self.store)
-            for sentence in startup_warnings(self.store, failures, fingerprints(None)):
+            for sentence in startup_warnings(self.store, failures, fingerprints(None, "")):
                 logger.warning("kdn: %s", sentence)
         handed = None  # KV is handed over to one worker alone
         if ranks == 1:
@@ -157,9 +159,18 @@ class KdnConnector(KVConnectorBase_V1):  # type: ignore[misc]
         return False, None
 
     def reset_cache(self) -> bool | None:
-        """Refused: others use the store. `kdn store clear` empties it."""
-        logger.warning("kdn: others use the store too; empty it with `kdn store clear`")
-        return False
+        """Find nothing any more of what is stored, and store under a new name.
+
+        vLLM asks for it before or after its weights change and does not say whether they do. Nothing is
+        deleted: others use the store.
+        """
+        self.planner.renew(secrets.token_hex(16))
+        self._requests.takes_handed = False
+        logger.info(
+            "kdn: the KV cache was reset, as for other weights: what is stored is not found by this vLLM"
+            " until it is started again; other servers go on with it"
+        )
+        return True
 
     def get_external_cache_hit_sources(
         self, request: Any, num_external_tokens: int
@@ -179,7 +190,7 @@ class KdnConnector(KVConnectorBase_V1):  # type: ignore[misc]
         self.transfers = Transfers(
             self.store,
             PagedKv(kv_caches, shape, scatter(self._spec)),
-            lambda adapter: self._identity.fingerprint(adapter, rank),
+            lambda adapter, generation: self._identity.fingerprint(adapter, rank, generation),
             self.counts,
             queue_bytes=self._settings.save_queue_bytes,
             load_threads=self._settings.load_threads,

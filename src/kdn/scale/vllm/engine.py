@@ -12,7 +12,7 @@ from vllm.v1.kv_cache_interface import FullAttentionSpec, MLAAttentionSpec, RSWA
 
 from kdn.core import KvShape
 from kdn.errors import BadConfig, BadInput
-from kdn.scale.identity import EngineIdentity, digest_config, digest_weights
+from kdn.scale.identity import EngineIdentity, digest_config, digest_weights, rope_factors
 from kdn.scale.paged import RUN_LAYOUT, PagedShape, Scatter
 from kdn.scale.settings import ConnectorSettings
 from kdn.scale.vllm.version import installed_version
@@ -33,6 +33,11 @@ def check_engine(vllm_config: Any, kv_cache_config: Any, settings: ConnectorSett
         raise BadConfig(
             "kv_load_failure_policy is 'fail', with which a lost block fails its request; set it to"
             " 'recompute' in --kv-transfer-config (in a MultiConnector, in this connector's own part)"
+        )
+    if vllm_config.load_config.load_format == "dummy":
+        raise BadConfig(
+            "--load-format dummy gives the model random weights, whose KV would be stored under the name"
+            " of those in its files: run it without the connector, or load the files"
         )
     groups = kv_cache_config.kv_cache_groups
     if len(groups) != 1:
@@ -72,11 +77,12 @@ def _check_kind(spec: Any) -> None:
 def identify(vllm_config: Any, spec: Any) -> EngineIdentity:
     """What the KV of this engine depends on. Raises WeightsError without weight files."""
     model, parallel = vllm_config.model_config, vllm_config.parallel_config
-    backend = vllm_config.attention_config.backend
+    backend, config = vllm_config.attention_config.backend, model.hf_config.to_dict()
+    folder = model_folder(model.model, model.revision, vllm_config.load_config.download_dir)
     return EngineIdentity(
         engine=f"vllm-{installed_version()}",
-        weights=digest_weights(model_folder(model.model, model.revision)),
-        config=digest_config(model.hf_config.to_dict()),
+        weights=digest_weights(folder),
+        config=digest_config(config),
         dtype=str(model.dtype),
         kv_dtype=str(vllm_config.cache_config.cache_dtype),
         quantization=str(model.quantization),
@@ -85,14 +91,20 @@ def identify(vllm_config: Any, spec: Any) -> EngineIdentity:
         layout=f"{RUN_LAYOUT}{packing(spec)}",
         tensor_ranks=parallel.tensor_parallel_size,
         pipeline_ranks=parallel.pipeline_parallel_size,
+        rope=rope_factors(config, model.max_model_len),
     )
 
 
-def model_folder(name: str, revision: str | None) -> Path:
-    """Where the weights of a folder, a file or a hub id lie on this machine."""
+def model_folder(name: str, revision: str | None, download_dir: str | None) -> Path:
+    """Where the weights of a folder, a file or a hub id lie on this machine.
+
+    `download_dir` is where vLLM keeps the hub's files; None is the hub's own cache.
+    """
     if Path(name).exists():
         return Path(name)
-    return Path(snapshot_download(name, revision=revision, local_files_only=True))
+    return Path(
+        snapshot_download(name, revision=revision, cache_dir=download_dir, local_files_only=True)
+    )
 
 
 def paged_shape(spec: Any, num_blocks: int) -> PagedShape:

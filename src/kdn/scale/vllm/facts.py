@@ -23,7 +23,7 @@ class RequestReader:
 
     def __init__(self, *, save: bool, takes_handed: bool) -> None:
         """`save` False stores nothing; `takes_handed` False computes KV that was handed over."""
-        self._save, self._takes_handed = save, takes_handed
+        self._save, self.takes_handed = save, takes_handed
         self._adapters = Adapters()
 
     def facts(self, request: Any) -> PromptFacts | None:
@@ -60,10 +60,11 @@ class RequestReader:
 
     def _handed(self, request: Any, adapter: str | None) -> PromptFacts | None:
         """Those of a request whose KV kdn's engine made for it; None when it could reach another one."""
-        if not self._takes_handed or adapter is not None or not request.cache_salt:
+        if not self.takes_handed or adapter is not None or not request.cache_salt:
             logger.warning(
                 "kdn: request %s names KV that was handed over; that needs a cache_salt of its own (else"
-                " vLLM's cache would give it to others), no adapter, and one worker: it is computed",
+                " vLLM's cache would give it to others), no adapter, one worker, and the weights that vLLM"
+                " began with: it is computed",
                 request.request_id,
             )
             return None
