@@ -12,6 +12,7 @@ import pytest
 
 import kdn
 from kdn.config import load_config
+from kdn.model.text.tools.llama import Llama
 from kdn.serve import served
 from kdn.testing import TINY_TEMPLATE
 from tests.serve.running import Running, running
@@ -288,5 +289,26 @@ def test_a_call_among_text_is_told_apart_whole_and_streamed() -> None:
                 server.openai.chat.completions.create(
                     response_format={"type": "json_object"}, **asked
                 )
+    finally:
+        service.close()
+
+
+@pytest.mark.parametrize(
+    ("answer", "max_tokens"),
+    [('{"name": "Ada", "age": 36}', 100), ('{"title": "A long story about Ulm"}', 27)],
+)
+def test_an_answer_in_json_beside_tools_of_llamas_way_arrives(answer: str, max_tokens: int) -> None:
+    """One token a letter; the second answer is cut off within its title."""
+    service = ScriptedService(answer=answer, tool_format=Llama())
+    asked: Any = {"model": "scripted", "messages": ASK, "tools": TOOLS, "max_tokens": max_tokens}
+    try:
+        with running(service) as server:
+            (choice,) = server.openai.chat.completions.create(**asked).choices
+            assert choice.message.content == answer[:max_tokens]
+            assert choice.message.tool_calls is None
+            stream = server.openai.chat.completions.create(stream=True, **asked)
+            chunks = [chunk.choices[0] for chunk in stream]
+            assert "".join(one.delta.content or "" for one in chunks) == answer[:max_tokens]
+            assert chunks[-1].finish_reason == choice.finish_reason
     finally:
         service.close()
