@@ -21,7 +21,7 @@ from kdn.machine.text import counted
 from kdn.model import ChatOptions, Document, Message
 from kdn.serve.auth import Caller, caller_of, is_background
 from kdn.serve.errors import Refused
-from kdn.serve.limits import Backpressure, Held, Shutdown, check_length
+from kdn.serve.limits import MAX_COUNTED_TOKENS, Backpressure, Held, Shutdown, check_length
 from kdn.serve.metrics import Metrics, RecentRequests, RequestRecord
 from kdn.serve.openai.requests import ContentPart, DocumentBody, JobBody, MessageBody
 from kdn.serve.openai.responses import WhyReport, why_report
@@ -113,10 +113,16 @@ def chat_prompt(
     documents: Sequence[Document],
     salt: str,
     options: ChatOptions | None = None,
+    *,
+    is_cut: bool = False,
 ) -> Prompt:
-    """The prompt of a conversation. Raises Refused for one that is far too long, before it is cut."""
+    """The prompt of a conversation. Raises Refused for one that is far too long.
+
+    One that `is_cut` afterwards may be far longer than the context.
+    """
     texts = [*(message.content for message in messages), *(one.text for one in documents)]
-    check_length(texts, model.vocabulary, model.max_context, "messages")
+    most = max(4 * model.max_context, MAX_COUNTED_TOKENS) if is_cut else model.max_context
+    check_length(texts, model.vocabulary, most, "messages")
     return model.prompts.segments(messages, documents, salt, options)
 
 
