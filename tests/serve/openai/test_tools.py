@@ -262,6 +262,44 @@ def test_an_answer_goes_on_with_the_last_message(server: Running) -> None:
     assert usual["usage"]["prompt_tokens"] - found["usage"]["prompt_tokens"] == ending
 
 
+ALTERNATES = (
+    "{% for message in messages %}{% if message['role'] != loop.cycle('user', 'assistant') %}"
+    "{{ raise_exception('roles must alternate') }}{% endif %}{% endfor %}" + TINY_TEMPLATE
+)
+
+
+def test_results_of_parallel_calls_are_one_turn_where_users_and_assistants_alternate(
+    tiny_model: Callable[..., Path], tmp_path: Path
+) -> None:
+    folder = tiny_model(max_position_embeddings=8192)
+    (folder / "chat_template.jinja").write_text(ALTERNATES, "utf-8")
+    calls = [
+        {"id": name, "function": {"name": "weather", "arguments": f'{{"place": "{name}"}}'}}
+        for name in ("Ulm", "Bonn")
+    ]
+    history = [*ASK, {"role": "assistant", "content": None, "tool_calls": calls}]
+    history += [{"role": "tool", "tool_call_id": "Ulm", "content": "Rain."}]
+    history += [{"role": "tool", "tool_call_id": "Bonn", "content": "Sun."}]
+    with (
+        kdn.open(folder, config=load_config({}, home=tmp_path), dtype="float32") as found,
+        running(served(found)) as server,
+    ):
+        asked = {"messages": history, "max_tokens": 1}
+        assert server.http.post("/v1/chat/completions", json=asked).status_code == 200
+        tokens = server.http.post(
+            "/tokenize", json={"messages": history, "return_token_strs": True}
+        )
+    results = [
+        "<tool_response>",
+        "Rain.",
+        "</tool_response>",
+        "<tool_response>",
+        "Sun.",
+        "</tool_response>",
+    ]
+    assert "\n".join(results) in "".join(tokens.json()["token_strs"])
+
+
 # --- calls of the model's own choice, from a script --------------------------------------------
 
 

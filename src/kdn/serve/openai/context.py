@@ -141,7 +141,7 @@ def conversation(
     """Turns and documents. A part marked as a document or an instruction leaves its message."""
     found = [document_of(one, index) for index, one in enumerate(documents or ())]
     instructions: list[Message] = []
-    turns: list[Message] = []
+    turns: list[tuple[str, list[str]]] = []
     for index, body in enumerate(bodies):
         role = _role(body, index)
         own: list[str] = []
@@ -155,12 +155,17 @@ def conversation(
                 own.append(text)
         if role == "tool" or body.tool_calls:
             text, where = "\n".join(own), f"messages[{index}]"
-            turns.append(called_turn(role, text, body.tool_calls or (), prompts, where))
+            turn = called_turn(role, text, body.tool_calls or (), prompts, where)
+            if turn.role == "user" and index and bodies[index - 1].role == "tool":
+                # Results for a template that knows no tools, which may want an answer to each user's turn.
+                turns[-1][1].append(turn.content)
+            else:
+                turns.append((turn.role, [turn.content]))
         elif own or not _parts(body, index):
-            turns.append(Message(role, "\n".join(own)))
+            turns.append((role, own))
     if not turns:
         raise Refused("there is no message left beside the documents", param="messages")
-    return instructions + turns, found
+    return instructions + [Message(role, "\n".join(own)) for role, own in turns], found
 
 
 def document_of(given: DocumentBody | str, index: int) -> Document:

@@ -155,7 +155,7 @@ def is_object(text: str) -> bool:
 def _call(found: object, *, bare: bool) -> ToolCall | None:
     if not isinstance(found, dict) or not isinstance(found.get("name"), str):
         return None
-    nothing = {} if bare and len(found) == 1 else None
+    nothing: dict[str, Any] | None = {} if bare and len(found) == 1 else None
     arguments = found.get("arguments", found.get("parameters", nothing))
     if not isinstance(arguments, dict):
         return None
