@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -81,10 +82,13 @@ def test_llamaindex_retrieves_nodes(k: kdn.Kdn) -> None:
     pytest.importorskip("llama_index.core", reason="llama-index-core is not installed")
     from kdn.integrations.llamaindex import KdnIndexRetriever
 
-    found = KdnIndexRetriever(k, k=2).retrieve(QUESTION)
+    retriever = KdnIndexRetriever(k, k=2)
+    found = retriever.retrieve(QUESTION)
     parts = {part.key: part for part in k.library.parts()}
     assert [parts[one.node.node_id].text for one in found] == [one.get_content() for one in found]
     assert found[0].score is not None
+    awaited = asyncio.run(retriever.aretrieve(QUESTION))
+    assert [one.node.node_id for one in awaited] == [one.node.node_id for one in found]
 
 
 def test_a_llamaindex_engine_answers_and_streams(k: kdn.Kdn) -> None:

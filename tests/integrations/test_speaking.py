@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Literal
 
 import pytest
@@ -12,6 +14,7 @@ from pydantic import BaseModel, field_validator
 
 import kdn
 from kdn.config import load_config
+from kdn.core import Finish, FinishReason, Sampling, StreamEvent, Usage
 from kdn.errors import BadInput
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -164,3 +167,74 @@ def test_llamaindex_predicts_objects_of_a_class(llm: Any) -> None:
     assert structured.chat(asked).raw == found
     with pytest.raises(BadInput, match="cut off"):
         llm.model_copy(update={"max_tokens": 3}).structured_predict(Weather, prompt, place="Ulm")
+
+
+class Blocking:
+    """A model that says `text` once the event loop has turned: on the loop itself it would never be heard."""
+
+    name = "blocking"
+
+    def __init__(self, text: str) -> None:
+        self.text, self.loop = text, asyncio.get_running_loop()
+        decoder = SimpleNamespace(config=SimpleNamespace(max_position=2048))
+        self.model = SimpleNamespace(sampling=Sampling(), decoder=decoder)
+        self.prompts = SimpleNamespace(request=lambda turns, **_: turns)
+        self.cancelled = threading.Event()
+
+    def submit(self, request: object) -> Blocking:
+        turned = threading.Event()
+        self.loop.call_soon_threadsafe(turned.set)
+        assert turned.wait(5), "the event loop stands still"
+        return self
+
+    def __iter__(self) -> Iterator[StreamEvent]:
+        yield Finish(FinishReason.STOP, Usage(1, 1), tail=self.text)
+
+    def cancel(self) -> None:
+        self.cancelled.set()
+
+
+def test_llamaindexs_awaited_verbs_leave_the_event_loop_free() -> None:
+    pytest.importorskip("llama_index.core", reason="llama-index-core is not installed")
+    from llama_index.core.base.llms.types import ChatMessage
+    from llama_index.core.prompts import PromptTemplate
+
+    from kdn.integrations.llamaindex_llm import KdnLlm
+
+    turns = [ChatMessage(role="user", content="Where?")]
+    text = '{"place": "Ulm", "degrees": 3}'
+
+    async def ask() -> None:
+        llm: Any = KdnLlm.model_construct(kdn=Blocking(text))
+        found = await llm.astructured_predict(Weather, PromptTemplate("How is it?"))
+        assert found == Weather(place="Ulm", degrees=3)
+        assert (await llm.achat(turns)).message.content == text
+        assert (await llm.acomplete("Where?")).text == text
+        assert [one.delta async for one in await llm.astream_chat(turns)] == [text]
+        assert [one.delta async for one in await llm.astream_complete("Where?")] == [text]
+
+    asyncio.run(ask())
+
+
+def test_a_reader_that_leaves_an_awaited_stream_ends_the_answer() -> None:
+    pytest.importorskip("llama_index.core", reason="llama-index-core is not installed")
+    from kdn.integrations.llamaindex_llm import KdnLlm
+
+    async def leave() -> Blocking:
+        model = Blocking("Here.")
+        stream = await KdnLlm.model_construct(kdn=model).astream_complete("Where?")
+        async for _ in stream:
+            break
+        await stream.aclose()
+        return model
+
+    assert asyncio.run(leave()).cancelled.wait(5)
+
+
+def test_an_error_of_an_awaited_stream_reaches_its_reader(llm: Any) -> None:
+    async def read() -> None:
+        async for _ in await llm.astream_complete("x", top_p=0.5):
+            pass
+
+    with pytest.raises(BadInput, match="does not take top_p"):
+        asyncio.run(read())

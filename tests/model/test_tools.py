@@ -23,12 +23,13 @@ WEATHER = Tool(
     {"type": "object", "properties": {"place": {"type": "string"}}, "required": ["place"],
      "additionalProperties": False},
 )  # fmt: skip
+TOOLS = [WEATHER, Tool("time")]
 CALLS = [ToolCall("weather", '{"place": "Ulm; }"}'), ToolCall("time", "{}")]
 
 
 def read(form: ToolFormat, pieces: list[str], *, is_cut: bool = False) -> list[str | ToolCall]:
     """Text joined, calls as they are."""
-    reader = form.reader()
+    reader = form.reader(TOOLS)
     found: list[str | ToolCall] = []
     pushed = [one for piece in pieces for one in reader.push(piece)]
     for one in [*pushed, *reader.finish(is_cut=is_cut)]:
@@ -75,7 +76,36 @@ def test_text_in_front_of_a_call_that_is_cut_off_stays() -> None:
     text = 'I look.\n<tool_call>\n{"name": "f", "arguments": {"html": "a <'
     assert read(Hermes(), [text], is_cut=True) == ["I look.", ToolCall("f", '{"html": "a <')]
     assert read(Hermes(), ["<tool_call>I think"], is_cut=True) == ["<tool_call>I think"]
-    assert read(Llama(), ['{"name": "f'], is_cut=True) == []
+    assert read(Llama(), ['{"name": "we'], is_cut=True) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "is_cut"),
+    [
+        ('{"name": "Ada", "age": 36}', False),
+        ('{"name": "weather"}', False),
+        ('{"name": "Ada", "parameters": {"age": 36}}', False),
+        ('{"title": "A long story about', True),
+        ('{"name": "weather", "arguments": "none', True),
+        ('{"name": "weather", "at": [1', True),
+        ('{"name": "Ad', True),
+        ('{"name": "Ada", "arguments": {"age', True),
+        ('{"name": 3', True),
+        ('{"nam": "weather"', True),
+    ],
+)
+def test_an_answer_in_json_that_calls_no_tool_is_text(text: str, is_cut: bool) -> None:
+    for pieces in ([text], list(text)):
+        assert read(Llama(), pieces, is_cut=is_cut) == [text]
+
+
+def test_what_tags_mark_is_no_call_without_its_shape() -> None:
+    """Between tags a bare name calls without arguments; an object of other keys is text."""
+    assert read(Hermes(), ['<tool_call>{"name": "time"}</tool_call>']) == [ToolCall("time", "{}")]
+    person = '<tool_call>{"name": "Ada", "age": 36}</tool_call>'
+    assert read(Hermes(), list(person)) == [person]
+    cut = '<tool_call>\n{"title": "A long story about'
+    assert read(Hermes(), list(cut), is_cut=True) == [cut]
 
 
 @given(cuts=st.sets(st.integers(1, 150)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import suppress
 
 import pytest
@@ -12,7 +13,8 @@ from kdn.clock import ManualClock
 from kdn.errors import Cancelled
 from kdn.serve import Limits
 from kdn.serve.errors import Refused
-from kdn.serve.limits import Backpressure, Held, Shutdown
+from kdn.serve.limits import Backpressure, Held, Shutdown, prefix_of, suffix_of
+from tests.serve.scripted import Characters
 
 LIMITS = Limits(
     caller_requests=4,
@@ -82,6 +84,16 @@ def test_sums_are_those_of_what_is_held(
     for caller, one in held:
         load.give_back(caller, one)
     load.check()
+
+
+@pytest.mark.parametrize("sure", [prefix_of, suffix_of])
+def test_a_part_that_surely_holds_so_many_tokens_is_whole_pieces(sure: Callable[..., str]) -> None:
+    """Pieces of 65,536 letters, each a token; a cut may cost 256 of them, so that one holds 65,280."""
+    text = "".join(map(str, range(200_000)))[:600_000]
+    for most, size in ((65_279, 65_536), (65_280, 131_072), (75_000, 600_000)):
+        part = sure(text, Characters(), most)
+        assert len(part) == size
+        assert part == (text[:size] if sure is prefix_of else text[-size:])
 
 
 class Answer:

@@ -89,6 +89,10 @@ class KdnIndexRetriever(BaseRetriever):
         )
         return [_node(part) for part in parts]
 
+    async def _aretrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
+        """As `_retrieve`, on a thread of the loop."""
+        return await asyncio.to_thread(self._retrieve, query_bundle)
+
 
 class KdnQueryEngine(BaseQueryEngine):
     """Answers from kdn's library, each question as suits it (`Kdn.answering`).

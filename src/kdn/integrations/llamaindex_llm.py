@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any, TypeVar
 
 from kdn.api import Kdn
 from kdn.core import Finish
 from kdn.errors import BadInput, MissingExtra
-from kdn.integrations.speaking import Speaker, parsed, schema_of
+from kdn.integrations.speaking import Speaker, beside_the_loop, parsed, schema_of
 from kdn.model import Message
 
 try:
     from llama_index.core.base.llms.types import (
         ChatMessage,
         ChatResponse,
+        ChatResponseAsyncGen,
         ChatResponseGen,
         CompletionResponse,
+        CompletionResponseAsyncGen,
         CompletionResponseGen,
         LLMMetadata,
         MessageRole,
@@ -118,8 +122,33 @@ class KdnLlm(CustomLLM):
         llm_kwargs: dict[str, Any] | None = None,
         **prompt_args: Any,
     ) -> Model:
-        """As `structured_predict`."""
-        return self.structured_predict(output_cls, prompt, llm_kwargs, **prompt_args)
+        """As `structured_predict`, beside the event loop."""
+        predict = partial(self.structured_predict, output_cls, prompt, llm_kwargs, **prompt_args)
+        return await asyncio.to_thread(predict)
+
+    # The base class answers on the event loop. Callbacks are those of the verbs that run on the thread.
+
+    async def acomplete(
+        self, prompt: str, formatted: bool = False, **kwargs: Any
+    ) -> CompletionResponse:
+        """As `complete`, beside the event loop."""
+        return await asyncio.to_thread(self.complete, prompt, formatted, **kwargs)
+
+    async def astream_complete(
+        self, prompt: str, formatted: bool = False, **kwargs: Any
+    ) -> CompletionResponseAsyncGen:
+        """As `stream_complete`, beside the event loop."""
+        return beside_the_loop(partial(self.stream_complete, prompt, formatted, **kwargs))
+
+    async def achat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
+        """As `chat`, beside the event loop."""
+        return await asyncio.to_thread(self.chat, messages, **kwargs)
+
+    async def astream_chat(
+        self, messages: Sequence[ChatMessage], **kwargs: Any
+    ) -> ChatResponseAsyncGen:
+        """As `stream_chat`, beside the event loop."""
+        return beside_the_loop(partial(self.stream_chat, messages, **kwargs))
 
     def _pieces(self, turns: Sequence[Message]) -> Iterator[tuple[str, str]]:
         """The text so far, and what is new of it."""

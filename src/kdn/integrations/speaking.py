@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
-from collections.abc import Iterator, Mapping, Sequence
+import threading
+from collections.abc import AsyncGenerator, Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import BaseModel
 
@@ -14,7 +17,9 @@ from kdn.core import Constraint, Finish, FinishReason, Sampling, StreamEvent
 from kdn.errors import BadInput
 from kdn.model import Message
 
-__all__ = ["Said", "Speaker", "parsed", "schema_of"]
+__all__ = ["Said", "Speaker", "beside_the_loop", "parsed", "schema_of"]
+
+T = TypeVar("T")
 
 Schema = Mapping[str, Any] | type[BaseModel]
 
@@ -73,6 +78,31 @@ class Speaker:
 
     def _request(self, turns: Sequence[Message], sampling: Sampling) -> Any:
         return self.kdn.prompts.request(turns, sampling=sampling, salt=self.salt)
+
+
+async def beside_the_loop(begin: Callable[[], Generator[T, None, None]]) -> AsyncGenerator[T, None]:
+    """What a generator gives that is begun and runs on a thread.
+
+    It is closed at its next piece once the reader leaves.
+    """
+    loop, found, has_left = asyncio.get_running_loop(), asyncio.Queue[T | None](), threading.Event()
+
+    def read() -> None:
+        with closing(begin()) as pieces:
+            for piece in pieces:
+                if has_left.is_set():
+                    return
+                loop.call_soon_threadsafe(found.put_nowait, piece)
+
+    reading = asyncio.ensure_future(asyncio.to_thread(read))
+    reading.add_done_callback(lambda _: found.put_nowait(None))
+    try:
+        while (piece := await found.get()) is not None:
+            yield piece
+        await reading
+    finally:
+        has_left.set()
+        reading.cancel()
 
 
 def schema_of(wanted: Schema) -> Mapping[str, Any]:

@@ -36,6 +36,7 @@ __all__ = [
     "check_values",
     "prefix_of",
     "read_json",
+    "suffix_of",
 ]
 
 
@@ -62,6 +63,8 @@ MAX_SPANS = 256
 MAX_STOPS = 64
 """Stop strings, or stop tokens, of one request."""
 MAX_STOP_CHARS = 1024
+MAX_COUNTED_TOKENS = 1 << 17
+"""A text may be longer than the context where it is only counted, or cut: up to so many tokens."""
 MAX_BIASES = 1024
 """Tokens that `logit_bias` may name."""
 MAX_TOKEN_IDS = 1 << 20
@@ -133,7 +136,7 @@ def check_length(texts: Iterable[str], vocabulary: Vocabulary, max_tokens: int, 
         if num_tokens > max_tokens:
             raise Refused(
                 f"the text has {num_chars} characters, which are more tokens than the "
-                f"{max_tokens} that the context holds: shorten it",
+                f"{max_tokens} that are read: shorten it",
                 param=param,
                 code="context_length_exceeded",
             )
@@ -150,6 +153,19 @@ def prefix_of(text: str, vocabulary: Vocabulary, max_tokens: int) -> str:
         if num_tokens > max_tokens:
             return text[:stop]
     return text
+
+
+def suffix_of(text: str, vocabulary: Vocabulary, max_tokens: int, *, special: bool = False) -> str:
+    """An end of `text` that surely holds `max_tokens` tokens, or all of it.
+
+    With `special` the names of special tokens in it count as those tokens.
+    """
+    num_tokens, start = 0, len(text) if len(text) > _CHARS_PER_TOKEN * max_tokens else 0
+    while start > 0 and num_tokens <= max_tokens:
+        stop, start = start, max(start - _PIECE_CHARS, 0)
+        found = vocabulary.encode(text[start:stop], special=special)
+        num_tokens += max(len(found) - _LOST_AT_CUTS, 0)
+    return text[start:]
 
 
 def _pieces(texts: Iterable[str]) -> Iterator[str]:

@@ -100,6 +100,10 @@ def test_only_what_there_is_can_be_done_with_what_is_there(site: Served) -> None
     row = ask(site, "/v1/kdn/console/texts?q=house").json()["rows"][0]
     assert ask(site, "/v1/kdn/console/act", action="burn", ids=[row["id"]]).status_code == 400
     assert ask(site, "/v1/kdn/console/act", action="pin", ids=["no"]).status_code == 400
+    cleared = ask(site, "/v1/kdn/console/act", action="clear", ids=[row["id"]], to="disk")
+    assert cleared.status_code == 400
+    assert "'disk', and clear goes to none" in cleared.json()["error"]["message"]
+    assert ask(site, "/v1/kdn/console/act", action="copy", ids=[row["id"]]).status_code == 400
     assert ask(site, "/v1/kdn/console/texts?sort=beauty").status_code == 400
     moved = ask(
         site,

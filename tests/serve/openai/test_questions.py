@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +10,12 @@ import pytest
 
 import kdn
 from kdn.config import load_config
+from kdn.core import Prompt, Request
+from kdn.model import ChatOptions, Document, Message
 from kdn.rank import classify_question, make_choices
 from kdn.serve import served
 from tests.serve.running import Running, running
+from tests.serve.scripted import ScriptedService, ScriptedStream
 
 
 @pytest.fixture(scope="module")
@@ -169,3 +172,44 @@ def test_bytes_of_a_chat_join_to_its_content(server: Running) -> None:
         entries = answer["logprobs"]["content"]
         assert [entry["bytes"] for entry in entries] == [[wanted]] * 2
         assert all(len(one["bytes"]) >= 1 for entry in entries for one in entry["top_logprobs"])
+
+
+class Noting(ScriptedService):
+    """Notes in which order prompts are made and submitted."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.order = ""
+
+    def segments(
+        self,
+        messages: Sequence[Message],
+        documents: Sequence[Document] = (),
+        salt: str = "",
+        options: ChatOptions | None = None,
+    ) -> Prompt:
+        self.order += "m"
+        return super().segments(messages, documents, salt, options)
+
+    def submit(self, request: Request) -> ScriptedStream:
+        self.order += "s"
+        return super().submit(request)
+
+
+def test_a_long_query_of_many_pairs_is_not_held_for_all_of_them() -> None:
+    """Three prompts of some 100,000 tokens pass 262,144; the next are made once these are answered."""
+    service = Noting(max_context=120_000)
+    try:
+        with running(service) as server:
+            body = {"text_1": "q" * 100_000, "text_2": ["a", "bb", "c", "d", "e", "f", "g"]}
+            answer = server.http.post("/v1/score", json=body)
+            assert [one["index"] for one in answer.json()["data"]] == [0, 1, 2, 3, 4, 5, 6]
+            assert service.order == "mmmsss" * 2 + "ms"
+            tokens = [one.prompt.num_tokens for one in service.requests]
+            assert [one - tokens[0] for one in tokens] == [0, 1, 0, 0, 0, 0, 0]
+            assert len({one.id for one in service.requests}) == 7
+            late = {**body, "text_2": ["a", "b", "c", "d", "x" * 2_000_000]}
+            assert server.http.post("/v1/score", json=late).status_code == 400
+            assert len(service.order) == 14, "refused before the first is made"
+    finally:
+        service.close()

@@ -215,8 +215,25 @@ def test_the_best_of_several_is_the_likeliest(server: Running) -> None:
 def test_only_the_last_tokens_of_a_prompt_are_kept(server: Running) -> None:
     found = complete(server, truncate_prompt_tokens=2, max_tokens=1)
     assert found["usage"]["prompt_tokens"] == 2
-    found = complete(server, prompt="x" * 3000, truncate_prompt_tokens=-1, max_tokens=8)
-    assert found["usage"]["prompt_tokens"] == 2040
+    for size in (3000, 30_000, 300_000):
+        found = complete(server, prompt="x" * size, truncate_prompt_tokens=-1, max_tokens=8)
+        assert found["usage"]["prompt_tokens"] == 2040
+    answer = server.http.post(
+        "/v1/completions", json={"prompt": "x" * 30_000, "truncate_prompt_tokens": 2100}
+    )
+    assert answer.status_code == 400  # it keeps more than the context holds
+
+
+def test_only_the_last_tokens_of_a_conversation_are_kept(server: Running) -> None:
+    turns = [{"role": "user", "content": "x" * 30_000 + "y"}]
+    asked = {"messages": turns, "max_tokens": 8}
+    answer = server.http.post("/v1/chat/completions", json=asked)
+    assert answer.json()["error"]["code"] == "context_length_exceeded"
+    for kept, expected in ((-1, 2040), (100, 100)):
+        answer = server.http.post(
+            "/v1/chat/completions", json={**asked, "truncate_prompt_tokens": kept}
+        )
+        assert answer.json()["usage"]["prompt_tokens"] == expected
 
 
 def test_penalties_and_the_least_number_of_tokens_reach_the_sampler(server: Running) -> None:

@@ -12,6 +12,7 @@ import pytest
 
 import kdn
 from kdn.config import load_config
+from kdn.model.text.tools.llama import Llama
 from kdn.serve import served
 from kdn.testing import TINY_TEMPLATE
 from tests.serve.running import Running, running
@@ -261,6 +262,44 @@ def test_an_answer_goes_on_with_the_last_message(server: Running) -> None:
     assert usual["usage"]["prompt_tokens"] - found["usage"]["prompt_tokens"] == ending
 
 
+ALTERNATES = (
+    "{% for message in messages %}{% if message['role'] != loop.cycle('user', 'assistant') %}"
+    "{{ raise_exception('roles must alternate') }}{% endif %}{% endfor %}" + TINY_TEMPLATE
+)
+
+
+def test_results_of_parallel_calls_are_one_turn_where_users_and_assistants_alternate(
+    tiny_model: Callable[..., Path], tmp_path: Path
+) -> None:
+    folder = tiny_model(max_position_embeddings=8192)
+    (folder / "chat_template.jinja").write_text(ALTERNATES, "utf-8")
+    calls = [
+        {"id": name, "function": {"name": "weather", "arguments": f'{{"place": "{name}"}}'}}
+        for name in ("Ulm", "Bonn")
+    ]
+    history = [*ASK, {"role": "assistant", "content": None, "tool_calls": calls}]
+    history += [{"role": "tool", "tool_call_id": "Ulm", "content": "Rain."}]
+    history += [{"role": "tool", "tool_call_id": "Bonn", "content": "Sun."}]
+    with (
+        kdn.open(folder, config=load_config({}, home=tmp_path), dtype="float32") as found,
+        running(served(found)) as server,
+    ):
+        asked = {"messages": history, "max_tokens": 1}
+        assert server.http.post("/v1/chat/completions", json=asked).status_code == 200
+        tokens = server.http.post(
+            "/tokenize", json={"messages": history, "return_token_strs": True}
+        )
+    results = [
+        "<tool_response>",
+        "Rain.",
+        "</tool_response>",
+        "<tool_response>",
+        "Sun.",
+        "</tool_response>",
+    ]
+    assert "\n".join(results) in "".join(tokens.json()["token_strs"])
+
+
 # --- calls of the model's own choice, from a script --------------------------------------------
 
 
@@ -288,5 +327,26 @@ def test_a_call_among_text_is_told_apart_whole_and_streamed() -> None:
                 server.openai.chat.completions.create(
                     response_format={"type": "json_object"}, **asked
                 )
+    finally:
+        service.close()
+
+
+@pytest.mark.parametrize(
+    ("answer", "max_tokens"),
+    [('{"name": "Ada", "age": 36}', 100), ('{"title": "A long story about Ulm"}', 27)],
+)
+def test_an_answer_in_json_beside_tools_of_llamas_way_arrives(answer: str, max_tokens: int) -> None:
+    """One token a letter; the second answer is cut off within its title."""
+    service = ScriptedService(answer=answer, tool_format=Llama())
+    asked: Any = {"model": "scripted", "messages": ASK, "tools": TOOLS, "max_tokens": max_tokens}
+    try:
+        with running(service) as server:
+            (choice,) = server.openai.chat.completions.create(**asked).choices
+            assert choice.message.content == answer[:max_tokens]
+            assert choice.message.tool_calls is None
+            stream = server.openai.chat.completions.create(stream=True, **asked)
+            chunks = [chunk.choices[0] for chunk in stream]
+            assert "".join(one.delta.content or "" for one in chunks) == answer[:max_tokens]
+            assert chunks[-1].finish_reason == choice.finish_reason
     finally:
         service.close()

@@ -21,6 +21,8 @@ from kdn.store.admin.manage import Done, copy, forget, move_each, warm
 __all__ = ["ACTIONS", "ConsoleData"]
 
 ACTIONS = ("pin", "unpin", "warm", "copy", "move", "clear")
+_ELSEWHERE = ("copy", "move")
+"""The actions that name a tier."""
 SORTS = ("tokens", "size_bytes", "age_s", "uses", "saved_usd", "value_usd", "start")
 
 
@@ -140,6 +142,11 @@ class ConsoleData:
         """
         if action not in ACTIONS:
             raise BadInput(f"the console can {', '.join(ACTIONS)}, not {action!r}")
+        if to and action not in _ELSEWHERE:
+            raise BadInput(
+                f"to names the tier {to!r}, and {action} goes to none; leave it out, or "
+                f"{' or '.join(_ELSEWHERE)}"
+            )
         wanted = set(ids)
         texts = [text for text in self._current() if text.head.key in wanted]
         if not texts:

@@ -94,8 +94,11 @@ async def begin_chat(context: RequestContext, body: ChatBody, http: HttpRequest)
     options, use = None, None
     if body.model_fields_set & TemplateBody.model_fields.keys():
         messages, options, use = await context.in_thread(with_template, body, messages, model)
-    prompt = await context.in_thread(chat_prompt, model, messages, documents, job.salt, options)
-    prompt = truncated(prompt, body.truncate_prompt_tokens, model.max_context - (asked or 1))
+    most = body.truncate_prompt_tokens
+    prompt = await context.in_thread(
+        chat_prompt, model, messages, documents, job.salt, options, is_cut=most is not None
+    )
+    prompt = truncated(prompt, most, model.max_context - (asked or 1))
     room = answer_room(model, prompt.num_tokens, asked, context.settings.default_max_tokens)
     constraint = await constrained(context, model, body)
     if use is not None:

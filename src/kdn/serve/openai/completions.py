@@ -11,7 +11,7 @@ from fastapi import Request as HttpRequest
 
 from kdn.core import Finish, Prompt, Role, Segment, Token, TokenIds
 from kdn.serve.errors import Refused
-from kdn.serve.limits import bounded_router, check_length
+from kdn.serve.limits import bounded_router, check_length, suffix_of
 from kdn.serve.openai.answers import Answers
 from kdn.serve.openai.chat import check_choices, constrained, requests_of, sampling_of
 from kdn.serve.openai.context import (
@@ -116,10 +116,15 @@ def _token_prompts(
     vocabulary, prompts = model.vocabulary, []
     texts = given_prompts(body)
     check_choices(context, len(texts) * _num_runs(body))  # before each prompt gets the suffix
+    room = model.max_context - (body.max_tokens or 1)
+    most = room if body.truncate_prompt_tokens == -1 else body.truncate_prompt_tokens
     for given in texts:
-        if isinstance(given, str):
+        read = given
+        if isinstance(given, str) and most is not None and most <= model.max_context:
+            read = suffix_of(given, vocabulary, max(most, 0), special=True)
+        elif isinstance(given, str):
             check_length([given], vocabulary, model.max_context, "prompt")
-        prompts.append(_ids(vocabulary, given))
+        prompts.append(_ids(vocabulary, read))
     if not prompts or not all(prompts):
         raise Refused("a prompt is empty: there is nothing to go on from", param="prompt")
     for ids in prompts:
@@ -128,7 +133,6 @@ def _token_prompts(
         check_length([body.suffix], vocabulary, model.max_context, "suffix")
         before, after = _around(vocabulary, body.suffix)
         prompts = [before + ids + after for ids in prompts]
-    room = model.max_context - (body.max_tokens or 1)
     whole = [Prompt((Segment(Role.QUESTION, ids),)) for ids in prompts]
     return [truncated(prompt, body.truncate_prompt_tokens, room) for prompt in whole]
 

@@ -21,7 +21,7 @@ from kdn.machine.text import counted
 from kdn.model import ChatOptions, Document, Message
 from kdn.serve.auth import Caller, caller_of, is_background
 from kdn.serve.errors import Refused
-from kdn.serve.limits import Backpressure, Held, Shutdown, check_length
+from kdn.serve.limits import MAX_COUNTED_TOKENS, Backpressure, Held, Shutdown, check_length
 from kdn.serve.metrics import Metrics, RecentRequests, RequestRecord
 from kdn.serve.openai.requests import ContentPart, DocumentBody, JobBody, MessageBody
 from kdn.serve.openai.responses import WhyReport, why_report
@@ -113,10 +113,16 @@ def chat_prompt(
     documents: Sequence[Document],
     salt: str,
     options: ChatOptions | None = None,
+    *,
+    is_cut: bool = False,
 ) -> Prompt:
-    """The prompt of a conversation. Raises Refused for one that is far too long, before it is cut."""
+    """The prompt of a conversation. Raises Refused for one that is far too long.
+
+    One that `is_cut` afterwards may be far longer than the context.
+    """
     texts = [*(message.content for message in messages), *(one.text for one in documents)]
-    check_length(texts, model.vocabulary, model.max_context, "messages")
+    most = max(4 * model.max_context, MAX_COUNTED_TOKENS) if is_cut else model.max_context
+    check_length(texts, model.vocabulary, most, "messages")
     return model.prompts.segments(messages, documents, salt, options)
 
 
@@ -135,7 +141,7 @@ def conversation(
     """Turns and documents. A part marked as a document or an instruction leaves its message."""
     found = [document_of(one, index) for index, one in enumerate(documents or ())]
     instructions: list[Message] = []
-    turns: list[Message] = []
+    turns: list[tuple[str, list[str]]] = []
     for index, body in enumerate(bodies):
         role = _role(body, index)
         own: list[str] = []
@@ -149,12 +155,17 @@ def conversation(
                 own.append(text)
         if role == "tool" or body.tool_calls:
             text, where = "\n".join(own), f"messages[{index}]"
-            turns.append(called_turn(role, text, body.tool_calls or (), prompts, where))
+            turn = called_turn(role, text, body.tool_calls or (), prompts, where)
+            if turn.role == "user" and index and bodies[index - 1].role == "tool":
+                # Results for a template that knows no tools, which may want an answer to each user's turn.
+                turns[-1][1].append(turn.content)
+            else:
+                turns.append((turn.role, [turn.content]))
         elif own or not _parts(body, index):
-            turns.append(Message(role, "\n".join(own)))
+            turns.append((role, own))
     if not turns:
         raise Refused("there is no message left beside the documents", param="messages")
-    return instructions + turns, found
+    return instructions + [Message(role, "\n".join(own)) for role, own in turns], found
 
 
 def document_of(given: DocumentBody | str, index: int) -> Document:

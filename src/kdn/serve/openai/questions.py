@@ -8,7 +8,7 @@ the probability of each label token after query and item as they are, without a 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -46,6 +46,9 @@ from kdn.serve.openai.streams import GatheredAnswer
 from kdn.serve.service import ServedModel
 
 __all__ = ["question_routes"]
+
+_PART_TOKENS = 1 << 18
+"""So many tokens of one HTTP request wait in the engine's queue at one time, and a prompt's beyond."""
 
 
 class _Score(Struct):
@@ -110,8 +113,8 @@ def question_routes(context: RequestContext) -> APIRouter:
         if body.label_token_ids is not None:
             return await _score_labels(context, body, http)
         pairs, choices = _pairs(body), _choices(context, body, YES_NO)
-        questions = [pair_question(a, b, body.instruction) for a, b in pairs]
-        asked = await _ask(context, body, http, questions, choices)
+        ask = [partial(pair_question, a, b, body.instruction) for a, b in pairs]
+        asked = await _ask(context, body, http, ask, choices)
         found = asked.probabilities_of(choices)
         return asked.response(
             _List, data=[_Score(i, v.probabilities[0]) for i, v in enumerate(found)]
@@ -124,8 +127,8 @@ def question_routes(context: RequestContext) -> APIRouter:
         texts = [body.input] if isinstance(body.input, str) else body.input
         choices = await context.in_thread(_choices, context, body, body.labels)
         names = [choice.name for choice in choices]
-        questions = [classify_question(text, names, body.instruction) for text in texts]
-        asked = await _ask(context, body, http, questions, choices)
+        ask = [partial(classify_question, text, names, body.instruction) for text in texts]
+        asked = await _ask(context, body, http, ask, choices)
         data = [
             _Classified(index, one.best, list(one.probabilities), len(choices))
             for index, one in enumerate(asked.probabilities_of(choices))
@@ -136,8 +139,8 @@ def question_routes(context: RequestContext) -> APIRouter:
     async def decide(body: DecisionBody, http: HttpRequest) -> Response:
         refuse_unsupported(body.model_extra)
         choices = _choices(context, body, YES_NO)
-        questions = [decision_question(body.input, one) for one in body.questions]
-        asked = await _ask(context, body, http, questions, choices)
+        ask = [partial(decision_question, body.input, one) for one in body.questions]
+        asked = await _ask(context, body, http, ask, choices)
         data = [
             _Decision(index, one.best == YES_NO[0], one.probabilities[0])
             for index, one in enumerate(asked.probabilities_of(choices))
@@ -179,7 +182,7 @@ def _raw(answer: GatheredAnswer, labels: TokenIds) -> list[float]:
     return [math.exp(found[label]) for label in labels]
 
 
-def _label_prompts(model: ServedModel, body: ScoreBody) -> list[Prompt]:
+def _label_prompts(model: ServedModel, body: ScoreBody) -> Iterator[Prompt]:
     query, items = body.query, body.items
     if query is None or not items:
         raise Refused("label_token_ids go with a query and items", param="items")
@@ -194,14 +197,12 @@ def _label_prompts(model: ServedModel, body: ScoreBody) -> list[Prompt]:
         return found
 
     asked = ids(query)
-    found = []
     for item in [items] if isinstance(items, str) else items:
         own = ids(item)
         first, second = (own, asked) if body.item_first else (asked, own)
         if not (first or second):
             raise Refused("query and item are both empty", param="items")
-        found.append(glued((*start, *first), second))
-    return found
+        yield glued((*start, *first), second)
 
 
 _SIDES = (("text_1", "queries", "data_1"), ("text_2", "documents", "data_2", "items"))
@@ -266,33 +267,43 @@ async def _ask(
     context: RequestContext,
     body: JobBody,
     http: HttpRequest,
-    questions: Sequence[Conversation],
+    questions: Sequence[Callable[[], Conversation]],
     choices: Sequence[Choice],
 ) -> _Asked:
-    """The answers to conversations, each one of `choices`."""
+    """The answers to conversations, each one of `choices`. They are made when their turn comes: a long
+    query stands in each of a thousand pairs."""
     job = context.job("job", body, http)
 
-    def prompts() -> list[Prompt]:
+    def prompts() -> Iterator[Prompt]:
         return _prompts(job.served, questions, job.salt)
 
     return await _run(context, job, http, prompts, len(questions), wanted(choices))
 
 
-def _prompts(model: ServedModel, questions: Sequence[Conversation], salt: str) -> list[Prompt]:
-    """One of each question. A text that many share, such as the query of a thousand pairs, is read once."""
-    texts = {one.content for question in questions for one in question.messages}
-    texts.update(one.text for question in questions for one in question.documents)
-    for text in texts:
-        check_length([text], model.vocabulary, model.max_context, "messages")
+def _prompts(
+    model: ServedModel, questions: Sequence[Callable[[], Conversation]], salt: str
+) -> Iterator[Prompt]:
+    """One of each question, as they are wanted; what is too long is refused before the first.
+
+    A text that many share, such as the query of a thousand pairs, is read once.
+    """
+    checked: set[str] = set()
+    for question in questions:
+        asked = question()
+        texts = {one.content for one in asked.messages} | {one.text for one in asked.documents}
+        for text in texts - checked:
+            check_length([text], model.vocabulary, model.max_context, "messages")
+        checked |= texts
     make = model.prompts.repeating()
-    return [make.segments(one.messages, one.documents, salt) for one in questions]
+    every = (question() for question in questions)
+    return (make.segments(one.messages, one.documents, salt) for one in every)
 
 
 async def _run(
     context: RequestContext,
     job: HttpJob,
     http: HttpRequest,
-    prompts: Callable[[], list[Prompt]],
+    prompts: Callable[[], Iterator[Prompt]],
     num_questions: int,
     sampling: Sampling,
 ) -> _Asked:
@@ -300,6 +311,22 @@ async def _run(
         raise Refused(
             f"{counted(num_questions, 'question')}; a request may hold 1 to {MAX_QUESTIONS}"
         )
-    found = await context.in_thread(prompts)
-    requests = [job.request(index, prompt, sampling) for index, prompt in enumerate(found)]
-    return _Asked(job, await context.answers(job, requests, http))
+    made = await context.in_thread(prompts)
+    part = await context.in_thread(_part, made)
+    answers: list[GatheredAnswer] = []
+    with context.hold(job, num_questions, sum(prompt.num_tokens for prompt in part)):
+        while part:
+            requests = [job.request(i, one, sampling) for i, one in enumerate(part, len(answers))]
+            answers += await context.answers(job, requests, http, held=True)
+            part = await context.in_thread(_part, made)
+    return _Asked(job, answers)
+
+
+def _part(prompts: Iterator[Prompt]) -> list[Prompt]:
+    """The next ones, as many as may wait together."""
+    part: list[Prompt] = []
+    num_tokens = 0
+    while num_tokens < _PART_TOKENS and (prompt := next(prompts, None)) is not None:
+        part.append(prompt)
+        num_tokens += prompt.num_tokens
+    return part

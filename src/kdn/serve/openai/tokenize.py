@@ -7,16 +7,13 @@ from fastapi import APIRouter, Response
 
 from kdn.core import TokenIds
 from kdn.serve.errors import Refused
-from kdn.serve.limits import bounded_router, check_length
+from kdn.serve.limits import MAX_COUNTED_TOKENS, bounded_router, check_length
 from kdn.serve.openai.context import RequestContext, chat_prompt, check_ids, conversation
 from kdn.serve.openai.requests import DetokenizeBody, TokenizeBody
 from kdn.serve.openai.responses import json_response
 from kdn.serve.service import ServedModel
 
 __all__ = ["token_routes"]
-
-_MOST_TOKENS = 1 << 17
-"""A text may be counted that is longer than the context."""
 
 
 class _Tokenized(msgspec.Struct, omit_defaults=True):
@@ -59,7 +56,7 @@ def _ids(model: ServedModel, body: TokenizeBody) -> TokenIds:
     if body.messages is not None:
         messages, documents = conversation(body.messages, body.documents, model.prompts)
         return chat_prompt(model, messages, documents, "").token_ids
-    vocabulary, most = model.vocabulary, max(model.max_context, _MOST_TOKENS)
+    vocabulary, most = model.vocabulary, max(model.max_context, MAX_COUNTED_TOKENS)
     check_length([body.prompt or ""], vocabulary, most, "prompt")
     begin = () if body.add_special_tokens is False else vocabulary.bos_ids
     return begin + vocabulary.encode(body.prompt or "", special=True)

@@ -78,7 +78,7 @@ class ToolChat(Chat):
     _readings: dict[int, _Reading] = field(default_factory=dict)
 
     def choice(self, index: int, answer: GatheredAnswer) -> ChatChoice:
-        reader = self.use.format.reader()
+        reader = self.use.format.reader(self.use.tools)
         is_cut = answer.ended.reason is FinishReason.LENGTH
         found = [*reader.push(answer.text), *reader.finish(is_cut=is_cut)]
         calls = [one for one in found if isinstance(one, ToolCall)]
@@ -108,7 +108,7 @@ class ToolChat(Chat):
         yield self.last(index, finish, name)
 
     def _reading(self, index: int) -> _Reading:
-        return self._readings.setdefault(index, _Reading(self.use.format.reader()))
+        return self._readings.setdefault(index, _Reading(self.use.format.reader(self.use.tools)))
 
     def _read(self, index: int, found: list[str | ToolCall]) -> Iterator[ChatDelta]:
         """A delta for each text and for each call. Where calls are required there is no text: what looks

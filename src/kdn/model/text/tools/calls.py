@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -19,12 +19,26 @@ __all__ = [
     "read_cut_call",
 ]
 
-_BEGINNING = (
+
+def _cut_anywhere(*parts: str) -> str:
+    """A pattern of these parts in a row that also fits what ends after any of them."""
+    return "(?:".join(parts) + ")?" * (len(parts) - 1)
+
+
+_CALL = re.compile(
     r'\{\s*"name"\s*:\s*(?P<name>"(?:[^"\\]|\\.)*")\s*,\s*'
-    r'"(?:arguments|parameters)"\s*:\s*(?P<arguments>.*)'
+    r'"(?:arguments|parameters)"\s*:\s*(?P<arguments>.*)\}',
+    re.DOTALL,
 )
-_CUT_CALL = re.compile(_BEGINNING, re.DOTALL)
-_CALL = re.compile(_BEGINNING + r"\}", re.DOTALL)
+_CUT_CALL = re.compile(
+    _cut_anywhere(
+        *(r"\{", r"\s*", *'"name"', r"\s*", ":", r"\s*", r'(?P<begun>"(?:[^"\\]|\\.)*\\?)'),
+        *(r'(?P<end>")', r"\s*", ",", r"\s*", '"'),
+        f"(?:{_cut_anywhere(*'arguments')}|{_cut_anywhere(*'parameters')})",
+        *('"', r"\s*", ":", r"\s*", r"(?P<arguments>\{.*)"),
+    ),
+    re.DOTALL,
+)
 _OPTIONS = {"x-guidance": {"whitespace_pattern": r"[ \t\n]{0,16}"}}
 """White space inside of arguments, as in all constrained JSON."""
 
@@ -86,12 +100,15 @@ class ToolFormat(Protocol):
     def grammar(self, tools: Sequence[Tool], *, parallel: bool) -> str:
         """Lark grammar of one call, or of one and more."""
 
-    def reader(self) -> CallReader:
-        """Reads one answer."""
+    def reader(self, tools: Sequence[Tool]) -> CallReader:
+        """Reads one answer, which may call these."""
 
 
-def read_calls(text: str) -> list[ToolCall] | None:
-    """A call, or a list of calls, in JSON; None for anything else."""
+def read_calls(text: str, *, bare: bool = True) -> list[ToolCall] | None:
+    """A call, or a list of calls, in JSON; None for anything else.
+
+    With `bare`, a name and nothing else is a call without arguments.
+    """
     try:
         found = json.loads(text)
     except (ValueError, RecursionError):
@@ -101,18 +118,28 @@ def read_calls(text: str) -> list[ToolCall] | None:
         arguments = written["arguments"].strip()
         return [ToolCall(found["name"], arguments)] if is_object(arguments) else None
     many = found if isinstance(found, list) else [found]
-    calls = [_call(one) for one in many]
+    calls = [_call(one, bare=bare) for one in many]
     return [one for one in calls if one is not None] if calls and all(calls) else None
 
 
-def read_cut_call(text: str) -> list[ToolCall] | None:
-    """A call that was cut off, without one if its name is; None for what does not begin a call."""
-    begun = text.lstrip()
-    if begun and not begun.startswith("{"):
+def read_cut_call(text: str, names: Collection[str] | None = None) -> list[ToolCall] | None:
+    """A call that was cut off, without one before its arguments; None for what does not begin a call.
+
+    With `names`, only calls of these count.
+    """
+    written = _CUT_CALL.fullmatch(text.lstrip()) if text.strip() else None
+    if written is None:
+        return None if text.strip() else []
+    begun = written["begun"] or '"'
+    if names is not None and not any(
+        json.dumps(name) == begun + '"' if written["end"] else json.dumps(name).startswith(begun)
+        for name in names
+    ):
         return None
-    written = _CUT_CALL.fullmatch(begun)
+    if written["arguments"] is None:
+        return []
     try:
-        return [ToolCall(json.loads(written["name"]), written["arguments"])] if written else []
+        return [ToolCall(json.loads(begun + '"'), written["arguments"])]
     except ValueError:
         return None
 
@@ -125,10 +152,11 @@ def is_object(text: str) -> bool:
         return False
 
 
-def _call(found: object) -> ToolCall | None:
+def _call(found: object, *, bare: bool) -> ToolCall | None:
     if not isinstance(found, dict) or not isinstance(found.get("name"), str):
         return None
-    arguments = found.get("arguments", found.get("parameters", {}))
+    nothing: dict[str, Any] | None = {} if bare and len(found) == 1 else None
+    arguments = found.get("arguments", found.get("parameters", nothing))
     if not isinstance(arguments, dict):
         return None
     return ToolCall(found["name"], json.dumps(arguments, ensure_ascii=False))

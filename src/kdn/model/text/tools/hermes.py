@@ -52,7 +52,8 @@ class Hermes:
         )
         return "\n".join([*rules, *call_rules(tools, "arguments")])
 
-    def reader(self) -> CallReader:
+    def reader(self, tools: Sequence[Tool]) -> CallReader:
+        """The tags tell a call, whatever it names."""
         return _Reader()
 
 

@@ -50,14 +50,19 @@ class Llama:
         rules.append("call: " + " | ".join(f"call{i}" for i in range(len(tools))))
         return "\n".join([*rules, *call_rules(tools, "parameters")])
 
-    def reader(self) -> CallReader:
-        return _Reader()
+    def reader(self, tools: Sequence[Tool]) -> CallReader:
+        return _Reader([tool.name for tool in tools])
 
 
 class _Reader:
-    """Holds back what begins like a call until the end says whether it is one."""
+    """Holds back what begins like a call until the end says whether it is one.
 
-    def __init__(self) -> None:
+    Nothing marks a call as such here: an answer in JSON looks like one, so that only a call of a tool
+    that was offered, with its arguments, is taken for one.
+    """
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self._names = names
         self._held = ""
         self._is_text = False
 
@@ -76,11 +81,11 @@ class _Reader:
         held, self._held = self._held, ""
         if self._is_text or not held:
             return [held] if held else []
-        calls = _divided(held.lstrip().removeprefix(_TAG), is_cut=is_cut)
+        calls = _divided(held.lstrip().removeprefix(_TAG), self._names, is_cut=is_cut)
         return list(calls) if calls is not None else [held]
 
 
-def _divided(text: str, *, is_cut: bool) -> list[ToolCall] | None:
+def _divided(text: str, names: Sequence[str], *, is_cut: bool) -> list[ToolCall] | None:
     """Calls with `;` between them, which may also stand inside of a string; the last may be cut off."""
     found: list[ToolCall] = []
     decoder = json.JSONDecoder()
@@ -89,10 +94,10 @@ def _divided(text: str, *, is_cut: bool) -> list[ToolCall] | None:
         try:
             _, end = decoder.raw_decode(rest)
         except (ValueError, RecursionError):
-            cut = read_cut_call(rest) if is_cut else None
+            cut = read_cut_call(rest, names) if is_cut else None
             return None if cut is None else found + cut
-        calls = read_calls(rest[:end])
-        if calls is None:
+        calls = read_calls(rest[:end], bare=False)
+        if calls is None or not all(call.name in names for call in calls):
             return None
         found += calls
         rest = rest[end:].lstrip().removeprefix(";").lstrip()
