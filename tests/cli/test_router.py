@@ -42,7 +42,10 @@ def test_the_router_asks_for_each_key_of_the_settings(tmp_path: Path) -> None:
     (tmp_path / "kdn.toml").write_text(
         f'[serve]\napi_key = "one"\nsalted_keys = ["blue=two"]\nkey_file = "{tmp_path / "keys"}"\n'
     )
-    options = ("--server", "http://127.0.0.1:9", "--server-key", "lent", "--port", "0")
+    options = ("--server", "http://127.0.0.1:9", "--port", "0")
+    done = kdn(tmp_path, "router", *options, "--server-key", "lent")
+    assert done.code == 2
+    assert "the servers take all callers for one: leave --server-key out" in done.err
     program = start(tmp_path, "router", *options, "--json")
     try:
         assert program.stdout is not None

@@ -17,7 +17,7 @@ import pytest
 from typer.main import get_command
 
 from kdn.cli import app
-from kdn.config import load_config, parse_bytes
+from kdn.config import load_config
 from kdn.scale.settings import read_settings
 from kdn.store import open_store
 from tests.scale.served import routed
@@ -214,12 +214,24 @@ def test_a_first_download_of_a_model_is_waited_for() -> None:
 def test_the_node_fills_its_volume_and_no_more() -> None:
     """Without a number it would take a tenth of it, and 20 GB at most."""
     given = yaml.safe_load((CHART / "values.yaml").read_text())["node"]
-    for node in (given, given | {"storage": "1Ti", "diskBytes": "900Gi"}):
+    for node in (given, given | {"storageGi": 50}, given | {"storageGi": 2048}):
         (pod,) = (one for one in pods(node=node) if one["containers"][0]["name"] == "node")
         told = {one["name"]: one.get("value") for one in pod["containers"][0]["env"]}
         asked = load_config({"KDN_STORE_DISK_BYTES": told["KDN_STORE_DISK_BYTES"]}).store.disk_bytes
         assert asked is not None
-        assert 0.8 <= asked / parse_bytes(node["storage"]) < 1
+        assert asked / (node["storageGi"] * 2**30) == pytest.approx(0.931, abs=0.001)
+        assert claimed(node) == f"{node['storageGi']}Gi"
+
+
+def claimed(node: Mapping[str, Any]) -> str:
+    """The size of the volume that the chart's node claims."""
+    (one,) = (
+        one
+        for one in manifests(node=node)
+        if one["metadata"]["name"] == "shop-node" and one["kind"] == "StatefulSet"
+    )
+    found: str = one["spec"]["volumeClaimTemplates"][0]["spec"]["resources"]["requests"]["storage"]
+    return found
 
 
 def test_no_pod_is_told_of_the_services_around_it() -> None:

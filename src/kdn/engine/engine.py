@@ -227,6 +227,8 @@ class Engine:
             wanted = self._most if self._cores is None else self._cores.threads()
             if wanted != torch.get_num_threads():
                 compute_with(wanted)
+            if wanted != torch.get_num_threads():  # torch computes with another library
+                torch.set_num_threads(wanted)
             self._wake.clear()
             if not self.step():
                 give_up_workers()  # they slow down those of another engine
@@ -295,13 +297,17 @@ def _bits_hold(model: LoadedModel, attention: Attention) -> bool:
         return True
     holds = holds_bits(decoder, attention)
     if not holds:
+        is_torch = decoder.quantization != "none" and not decoder.kernel
         _log.warning(
             "%s: on this processor a row's bits depend on the rows beside it (%d heads of %d values in "
-            "%s), so its KV is not stored; another dtype may hold them",
+            "%s), so its KV is not stored; %s",
             model.name,
             config.num_heads,
             config.head_dim,
             decoder.dtype,
+            f"install a C compiler for {decoder.quantization} weights, or leave the quantization out"
+            if is_torch
+            else "another dtype may hold them",
         )
     return holds
 

@@ -45,12 +45,19 @@ def compiler() -> str:
 
 @lru_cache
 def _version(command: str) -> bytes:
-    """What a compiler says of its version: another one may order sums otherwise. Empty if it says nothing."""
+    """What a compiler says of its version, in whatever language the user reads: another one may order sums
+    otherwise. Raises NoCompiler."""
     try:
-        told = subprocess.run([command, "--version"], capture_output=True, check=False, timeout=10)
-    except (OSError, subprocess.TimeoutExpired):
-        return b""
-    return told.stdout
+        told = subprocess.run(
+            [command, "--version"],
+            capture_output=True,
+            check=False,
+            timeout=60,
+            env={**os.environ, "LC_ALL": "C", "LANGUAGE": ""},
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise NoCompiler(f"{command} does not say which version it is: {error}") from error
+    return told.stdout.partition(b"\n")[0]
 
 
 def source_name(files: Sequence[Path]) -> str:

@@ -239,10 +239,11 @@ class Decoder:
 
     @property
     def is_same_for_any_threads(self) -> bool:
-        """True where the number of threads changes no bit of KV: in bf16, and in fp32 where the layers are
-        compiled. Plain torch may divide a sum of fp32 between its threads; packed matrices, which
+        """True where the number of threads changes no bit of KV: where the layers are compiled, and in bf16
+        for weights as stored. Plain torch may divide a sum between its threads; packed matrices, which
         adapters are made of, were never found to."""
-        return self.dtype == torch.bfloat16 or self.fused is not None
+        is_packed = self.dtype == torch.bfloat16 and self.quantization == "none"
+        return self.fused is not None or is_packed
 
     def embed(self, token_ids: Tensor) -> Tensor:
         """token_ids[n] int64 -> [n, H]."""
@@ -264,6 +265,11 @@ class Decoder:
         return self._identity.kernel
 
     @property
+    def quantization(self) -> Quantization:
+        """As what the matrices are kept."""
+        return self._identity.quantization
+
+    @property
     def weights_digest(self) -> str:
         """Of the weights as stored."""
         return self._identity.weights
@@ -276,6 +282,9 @@ class Decoder:
         Rows of an aLoRA depend on where in their sequence it was invoked, too.
         """
         said = self._computed_from(adapter) | {"kernel": self._identity.kernel}
+        is_plain = self.device.type == "cpu" and not self.kernel and self.dtype != torch.bfloat16
+        if is_plain and any(self.config.sliding_window):
+            said["windows"] = "by block"  # they began where a pass was cut before
         if invoked_at is not None:
             said["invoked_at"] = invoked_at
         return Fingerprint(_digest(said))

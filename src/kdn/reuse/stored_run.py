@@ -10,6 +10,7 @@ where exact ones end, and only both together are a run from the first token on.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from itertools import groupby, takewhile
@@ -32,12 +33,12 @@ from kdn.store.index.index import Family
 
 __all__ = [
     "exact_tokens",
-    "has_blocks",
     "longest_run",
     "made_as",
     "open_leading",
     "recipe_for_whole",
     "run_name",
+    "stored_recipes",
     "stored_run",
     "taint_of",
     "whole_run",
@@ -64,17 +65,18 @@ def stored_run(
     return Match((*found.hits, *more.hits))
 
 
-def has_blocks(
+def stored_recipes(
     store: Store,
     request: Request,
     fingerprint: Fingerprint,
-    recipe: Recipe,
+    recipes: Sequence[Recipe],
     invoked: Invoked | None,
-) -> bool:
-    """Are there blocks of that recipe which `stored_run` could find? Looks at no token and counts nothing."""
+) -> list[Recipe]:
+    """Those of which there are blocks that `stored_run` could find. It is one look, and counts nothing."""
     owners = (fingerprint,) if invoked is None else (fingerprint, invoked.fingerprint)
-    salts = request.salt, PUBLIC_SALT
-    return bool(store.index.among(Family(one, recipe, salt) for one in owners for salt in salts))
+    families = itertools.product(owners, recipes, (request.salt, PUBLIC_SALT))
+    stored = {family.recipe for family in store.index.among(itertools.starmap(Family, families))}
+    return [recipe for recipe in recipes if recipe in stored]
 
 
 def longest_run(

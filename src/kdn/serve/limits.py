@@ -121,14 +121,22 @@ _LOST_AT_CUTS = 256
 """By how many tokens, at most, a piece of text may count more than inside the whole."""
 
 
-def check_length(texts: Iterable[str], vocabulary: Vocabulary, max_tokens: int, param: str) -> None:
+def check_length(
+    texts: Iterable[str],
+    vocabulary: Vocabulary,
+    max_tokens: int,
+    param: str,
+    *,
+    chars_per_token: int = _CHARS_PER_TOKEN,
+) -> None:
     """Raise Refused when `texts` together surely hold more than `max_tokens` tokens.
 
-    Costs no more than tokenising `max_tokens` tokens, however long the texts are.
+    Costs no more than tokenising `max_tokens` tokens, however long the texts are, and nothing where they have
+    no more than so many characters a token.
     """
     texts = list(texts)
     num_chars = sum(map(len, texts))
-    if num_chars <= _CHARS_PER_TOKEN * max_tokens:
+    if num_chars <= chars_per_token * max_tokens:
         return
     num_tokens = 0
     for piece in _pieces(texts):

@@ -38,10 +38,10 @@ from kdn.reuse.share.states import StatesCapture, StoredStates
 from kdn.reuse.source import MeasuredSpeeds, StoreSource, close_all, tokens_by_tier
 from kdn.reuse.stored_run import (
     exact_tokens,
-    has_blocks,
     made_as,
     open_leading,
     run_name,
+    stored_recipes,
     stored_run,
     taint_of,
 )
@@ -193,10 +193,10 @@ class ShareReuse(Technique):
         """What this model has of the prompt if some of it was shared before: its exact blocks, and those that
         earlier requests left after a sibling's KV, in one of the ways that this one allows."""
         receiver, invoked = self._fingerprint(request.adapter), self._invoked(request)
+        allowed = limits.reads(self._records.senders(receiver))
         runs = [
             stored_run(self._store, request, receiver, recipe, invoked)
-            for recipe in limits.reads(self._records.senders(receiver))
-            if has_blocks(self._store, request, receiver, recipe, invoked)  # few of a hundred ways
+            for recipe in stored_recipes(self._store, request, receiver, allowed, invoked)
         ]
         tainted = [run for run in runs if taint_of(run.hits).tainted]
         return max(tainted, key=lambda run: run.num_tokens, default=Match())

@@ -22,7 +22,7 @@ from kdn.scale.router.models import learn_models, list_models
 from kdn.scale.router.numbers import RouterNumbers
 from kdn.scale.router.rules import RULES
 from kdn.serve import ServeSettings
-from kdn.serve.auth import Auth
+from kdn.serve.auth import Auth, read_keys
 from kdn.serve.errors import Refused, response, speak_openai
 from kdn.serve.limits import Backpressure, Shutdown
 
@@ -89,7 +89,15 @@ def create_router_app(
     version: str = "0",
     clock: Clock | None = None,
 ) -> FastAPI:
-    """The router's application; its servers are asked for their health while it runs."""
+    """The router's application; its servers are asked for their health while it runs.
+
+    Raises BadConfig where callers' keys have salts and one key is sent in place of them all.
+    """
+    if router.server_key is not None and any(key.salts for key in read_keys(settings)):
+        raise BadConfig(
+            "some callers' keys have salts, and with --server-key the servers take all callers for one:"
+            " leave --server-key out, so that each caller's own key is sent, or give keys without salts"
+        )
     clock = clock or SystemClock()
     fleet = Fleet([server.rstrip("/") for server in router.servers], router.prefill,
                   router.capacity_chunks)  # fmt: skip

@@ -121,7 +121,7 @@ def _token_prompts(
     for given in texts:
         read = given
         if isinstance(given, str) and most is not None and most <= model.max_context:
-            read = suffix_of(given, vocabulary, max(most, 0), special=True)
+            read = suffix_of(given, vocabulary, model.max_context, special=True)
         elif isinstance(given, str):
             check_length([given], vocabulary, model.max_context, "prompt")
         prompts.append(_ids(vocabulary, read))

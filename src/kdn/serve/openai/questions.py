@@ -188,20 +188,22 @@ def _label_prompts(model: ServedModel, body: ScoreBody) -> Iterator[Prompt]:
         raise Refused("label_token_ids go with a query and items", param="items")
     vocabulary = model.vocabulary
     start = vocabulary.bos_ids
+    every = [items] if isinstance(items, str) else items
+    for given in (query, *every):
+        if isinstance(given, str):
+            check_length([given], vocabulary, model.max_context, "items", chars_per_token=1)
+        else:
+            check_ids(given, vocabulary.vocab_size, "items")
+    if not (query or all(every)):
+        raise Refused("query and item are both empty", param="items")
 
     def ids(given: str | list[int]) -> TokenIds:
-        if isinstance(given, str):
-            check_length([given], vocabulary, model.max_context, "items")
-        found = vocabulary.encode(given) if isinstance(given, str) else tuple(given)
-        check_ids(found, vocabulary.vocab_size, "items")
-        return found
+        return vocabulary.encode(given) if isinstance(given, str) else tuple(given)
 
     asked = ids(query)
-    for item in [items] if isinstance(items, str) else items:
+    for item in every:
         own = ids(item)
         first, second = (own, asked) if body.item_first else (asked, own)
-        if not (first or second):
-            raise Refused("query and item are both empty", param="items")
         yield glued((*start, *first), second)
 
 
@@ -283,7 +285,8 @@ async def _ask(
 def _prompts(
     model: ServedModel, questions: Sequence[Callable[[], Conversation]], salt: str
 ) -> Iterator[Prompt]:
-    """One of each question, as they are wanted; what is too long is refused before the first.
+    """One of each question, as they are wanted. A text that is too long by itself is refused before the
+    first; a question that is so as a whole, when its turn comes.
 
     A text that many share, such as the query of a thousand pairs, is read once.
     """
@@ -292,7 +295,7 @@ def _prompts(
         asked = question()
         texts = {one.content for one in asked.messages} | {one.text for one in asked.documents}
         for text in texts - checked:
-            check_length([text], model.vocabulary, model.max_context, "messages")
+            check_length([text], model.vocabulary, model.max_context, "messages", chars_per_token=1)
         checked |= texts
     make = model.prompts.repeating()
     every = (question() for question in questions)
