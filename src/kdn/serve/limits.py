@@ -122,21 +122,13 @@ _LOST_AT_CUTS = 256
 
 
 def check_length(
-    texts: Iterable[str],
-    vocabulary: Vocabulary,
-    max_tokens: int,
-    param: str,
-    *,
-    chars_per_token: int = _CHARS_PER_TOKEN,
+    texts: Iterable[str], vocabulary: Vocabulary, max_tokens: int, param: str, chars: int = 8
 ) -> None:
-    """Raise Refused when `texts` together surely hold more than `max_tokens` tokens.
-
-    Costs no more than tokenising `max_tokens` tokens, however long the texts are, and nothing where they have
-    no more than so many characters a token.
-    """
+    """Raise Refused when `texts` together surely hold more than `max_tokens` tokens: up to `chars` characters
+    a token they are believed. Costs no more than tokenising `max_tokens` tokens, however long they are."""
     texts = list(texts)
     num_chars = sum(map(len, texts))
-    if num_chars <= chars_per_token * max_tokens:
+    if num_chars <= chars * max_tokens:
         return
     num_tokens = 0
     for piece in _pieces(texts):

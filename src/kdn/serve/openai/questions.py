@@ -191,7 +191,7 @@ def _label_prompts(model: ServedModel, body: ScoreBody) -> Iterator[Prompt]:
     every = [items] if isinstance(items, str) else items
     for given in (query, *every):
         if isinstance(given, str):
-            check_length([given], vocabulary, model.max_context, "items", chars_per_token=1)
+            check_length([given], vocabulary, model.max_context, "items", chars=1)
         else:
             check_ids(given, vocabulary.vocab_size, "items")
     if not (query or all(every)):
@@ -295,7 +295,7 @@ def _prompts(
         asked = question()
         texts = {one.content for one in asked.messages} | {one.text for one in asked.documents}
         for text in texts - checked:
-            check_length([text], model.vocabulary, model.max_context, "messages", chars_per_token=1)
+            check_length([text], model.vocabulary, model.max_context, "messages", chars=1)
         checked |= texts
     make = model.prompts.repeating()
     every = (question() for question in questions)
