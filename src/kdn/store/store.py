@@ -25,11 +25,10 @@ from kdn.store.codecs import Codec
 from kdn.store.index.followed import FollowedIndex
 from kdn.store.index.index import BlockHit, Family, Match
 from kdn.store.loads import Links, Loads
-from kdn.store.queues import WriteQueues
 from kdn.store.stream.delivery import DeliveredLoad, Delivery
 from kdn.store.tenants.tenancy import PersistentPins, Quotas, Tenancy, TenantsLimits
 from kdn.store.tiers.tier import ManagedTier, Outcomes, Tiers, TierUsage
-from kdn.store.writer import WorthWriting, Writer
+from kdn.store.writer import WorthWriting, WriteQueues, Writer
 from kdn.trace import NoTrace, Trace
 
 __all__ = ["MEMORY_BYTES", "ScrubReport", "Store", "StoreStat"]

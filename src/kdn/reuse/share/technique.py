@@ -184,10 +184,13 @@ class ShareReuse(Technique):
     # --- what there is -----------------------------------------------------------------------
 
     def _limits(self, request: Request) -> ShareLimits | None:
-        """How the request shares; None: not at all, as where the guard does not trust its model."""
+        """How the request shares; None: not at all, as where no sibling's way was profiled with its model, or
+        where the guard does not trust that."""
         receiver = self._fingerprint(request.adapter)
         is_trusted = self._guard is None or self._guard.trusts(receiver)
-        return limits_of(request, self._settings) if is_trusted else None
+        if not (is_trusted and self._records.senders(receiver)):
+            return None
+        return limits_of(request, self._settings)
 
     def _own(self, request: Request, limits: ShareLimits) -> Match:
         """What this model has of the prompt if some of it was shared before: its exact blocks, and those that

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Protocol, Self
 
@@ -216,6 +217,12 @@ class StoreLoad:
         """Would layers [start, stop) come without reading anything more?"""
         missing = [layer for layer in range(start, stop) if layer not in self._came]
         return all(self._handle.is_read(*self.header.layer_range(n)) for n in missing)
+
+    def finish(self) -> None:
+        """Bring what is left, and close it."""
+        with suppress(CorruptBlock):  # counted where it was met
+            self.layers(0, self.header.shape.num_layers)
+        self.close()
 
     def close(self) -> None:
         """No reader is left."""
