@@ -10,7 +10,7 @@ import pytest
 
 from kdn.errors import BadInput
 from kdn.plot import STYLES, Figure, draw
-from kdn.plot.draw import _LINE_HEIGHT, _apart
+from kdn.plot.draw import _LINE_HEIGHT, _apart, named_beside
 
 LINES = {"memory": [(1000, 5.0), (8000, 22.0)], "disk": [(1000, 4.0), (8000, 13.0)]}
 SPREADS = {"memory": [(4.0, 6.0), (17.0, 24.0)]}
@@ -38,6 +38,12 @@ def test_names_at_the_right_do_not_cover_one_another() -> None:
     placed = _apart([0.5, 0.5, 0.51, 1.2])
     assert all(b - a >= _LINE_HEIGHT - 1e-9 for a, b in pairwise(placed))
     assert (placed[0], placed[-1]) == (0.5, 1.0)
+
+
+def test_a_name_stands_beside_its_end_where_no_other_end_is_in_the_way() -> None:
+    """Right of the first two ends, by 0.1 and 0.24 of the axis, there is one as high; the last ends late."""
+    assert named_beside([(0.4, 0.5), (0.5, 0.51), (0.74, 0.5), (0.9, 0.1)]) == {2}
+    assert named_beside([(0.4, 0.5), (0.4, 0.6), (0.7, 0.5)]) == {0, 1, 2}
 
 
 def test_equal_figures_give_equal_files(tmp_path: Path) -> None:

@@ -48,7 +48,9 @@ _RC = {
     "figure.dpi": 110.0,
 }
 _EARLY = 0.75
-"""A line that ends left of this share of the axis is named beside its end."""
+"""A line that ends left of this share of the axis is named beside its end, where no other is in the way."""
+_NAME_WIDTH = 0.25
+"""What a name takes at the most, as a share of the axis."""
 _LINE_HEIGHT = 0.052
 """The least distance of two names at the right, as a share of the axis."""
 
@@ -150,11 +152,12 @@ def _name_lines(axes: Any, ends: Sequence[tuple[str, tuple[float, float]]]) -> N
     if len(ends) < 2:
         return
     axes.autoscale_view()
-    at = [_share(axes, place)[1] for _, place in ends]
+    shares = [_share(axes, place) for _, place in ends]
+    at = [y for _, y in shares]
     from matplotlib.patheffects import withStroke
 
     halo = [withStroke(linewidth=2.5, foreground="white")]
-    early = {i for i, (_, place) in enumerate(ends) if _share(axes, place)[0] < _EARLY}
+    early = named_beside(shares)
     for i in early:
         name, place = ends[i]
         axes.annotate(name, xy=place, xytext=(7, 0), textcoords="offset points", va="center",
@@ -170,6 +173,19 @@ def _name_lines(axes: Any, ends: Sequence[tuple[str, tuple[float, float]]]) -> N
             arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 0.5, "alpha": 0.6,
                         "shrinkA": 1, "shrinkB": 3},
         )  # fmt: skip
+
+
+def named_beside(ends: Sequence[tuple[float, float]]) -> set[int]:
+    """The numbers of the ends, in shares of the axes, beside which there is room for a name."""
+    return {
+        i
+        for i, (x, y) in enumerate(ends)
+        if x < _EARLY
+        and not any(
+            other != i and 0 <= to - x < _NAME_WIDTH and abs(height - y) < _LINE_HEIGHT
+            for other, (to, height) in enumerate(ends)
+        )
+    }
 
 
 def _share(axes: Any, place: tuple[float, float]) -> tuple[float, float]:
