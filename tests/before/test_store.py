@@ -9,7 +9,9 @@ from typing import Any
 
 import pytest
 
-from tests.before import stored
+from kdn.model.arithmetic import holds_bits
+from kdn.model.attention import TorchAttention
+from tests.before import seams, stored
 
 HERE = Path(__file__).parent
 
@@ -27,7 +29,11 @@ def test_every_block_is_found_and_holds_the_same_keys_and_values(
     monkeypatch.delenv("CC", raising=False)
     for name in stored.FOLDERS:
         shutil.copytree(HERE / name, tmp_path / name)
-    found = stored.seen(stored.thin(tmp_path / "thin"), before_home, tmp_path, tmp_path)
+    thin = stored.thin(tmp_path / "thin")
+    with seams.opened(thin, before_home) as k:
+        if not holds_bits(k.model.decoder, TorchAttention()):
+            pytest.skip("plain torch holds no bits on this processor, so nothing stored is taken")
+    found = stored.seen(thin, before_home, tmp_path, tmp_path)
     expected = recorded()
     del expected["codecs"]
     for what, then in expected.items():
