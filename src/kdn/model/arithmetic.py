@@ -25,6 +25,7 @@ _ROWS = 130
 _SMALL_LAYER_BYTES = 4 << 20
 """Trying larger layers takes up to seconds. Compiled and packed matrices were tried at every row count, so
 that larger ones are believed; see `linear.py`."""
+_FEW_THREADS = 2
 _MANY_COLUMNS = 4096
 """A sum over so many columns may be divided where one over a few blocks is not."""
 
@@ -69,8 +70,13 @@ def _attention_holds(decoder: Decoder, attention: Attention) -> bool:
 
 
 def _long_attention_holds(decoder: Decoder, attention: Attention) -> bool:
-    """The same for the rows of one block behind many columns, of a few heads."""
+    """The same for the rows of one block behind many columns, of a few heads.
+
+    In fp32 no such sum was found to be divided among one or two threads: it is tried among more.
+    """
     config = decoder.config
+    if decoder.dtype == torch.float32 and torch.get_num_threads() <= _FEW_THREADS:
+        return True
     num_kv, dim = min(config.num_kv_heads, _FEW_HEADS), config.head_dim
     group = config.num_heads // config.num_kv_heads
     q = _random(decoder, ROW_BLOCK, num_kv * group, dim)
