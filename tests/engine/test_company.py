@@ -407,10 +407,13 @@ def test_an_engine_gives_each_request_what_it_gets_alone(
 
 
 class Careless(TorchAttention):
-    """Rounds a row by the rows beside it, as a library may."""
+    """Rounds a row by the rows beside it, as a library may, where a row is behind so many columns."""
+
+    behind = 0
 
     def bind(self, slices: Sequence[AttentionSlice], cos: Tensor, sin: Tensor) -> BoundAttention:
         inner = super().bind(slices, cos, sin)
+        grain = 0.01 * any(int(part.positions[-1]) >= self.behind for part in slices)
 
         class Bound(BoundAttention):
             def place(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -423,7 +426,7 @@ class Careless(TorchAttention):
                 window: int | None,
                 scalings: Sequence[Scaling | None] = (),
             ) -> Tensor:
-                return inner.attend(layer, q, window, scalings) * (1 + 0.01 * q.shape[0])
+                return inner.attend(layer, q, window, scalings) * (1 + grain * q.shape[0])
 
         return Bound()
 

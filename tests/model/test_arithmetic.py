@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
 
 from kdn.model import load_model
 from kdn.model.arithmetic import holds_bits
 from kdn.model.attention import (
     Attention,
-    AttentionSlice,
-    BoundAttention,
-    Scaling,
     TorchAttention,
     attend_blocks,
 )
 from kdn.model.kernels import KernelAttention, Kernels
 from tests.engine.runs import load_tiny
+from tests.engine.test_company import Careless
 from tests.processor import skipped_without_bf16
 
 TinyModel = Callable[..., Path]
@@ -94,28 +91,8 @@ def test_rows_in_a_window_get_the_same_bits_wherever_their_block_is_cut(window: 
         assert torch.equal(part, whole[start:stop]), (start, stop)
 
 
-class CarelessOfMany(TorchAttention):
-    """Rounds a row by the rows beside it, behind more than 2,048 columns only."""
-
-    def bind(self, slices: Sequence[AttentionSlice], cos: Tensor, sin: Tensor) -> BoundAttention:
-        inner = super().bind(slices, cos, sin)
-
-        class Bound(BoundAttention):
-            def place(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-                return inner.place(layer, q, k, v)
-
-            def attend(
-                self,
-                layer: int,
-                q: Tensor,
-                window: int | None,
-                scalings: Sequence[Scaling | None] = (),
-            ) -> Tensor:
-                is_long = any(int(part.positions[-1]) > 2048 for part in slices)
-                grain = 0.01 * q.shape[0] * is_long
-                return inner.attend(layer, q, window, scalings) * (1 + grain)
-
-        return Bound()
+class CarelessOfMany(Careless):
+    behind = 2048
 
 
 def test_attention_is_tried_over_many_columns_too(tiny_model: TinyModel, tmp_path: Path) -> None:

@@ -59,8 +59,9 @@ _WORDS = {
 
 def _print(rows: list[dict[str, Any]], as_json: bool, title: str) -> None:
     """One JSON object, or a table: few rows stand side by side, many below one another."""
-    if as_json or not rows:
+    if as_json:
         emit({"rows": rows})
+    if as_json or not rows:
         return
     table = Table(title=title)
     if len(rows) <= _NARROW:

@@ -282,8 +282,9 @@ def _view(running: Any, feedback: Any, name: str, rates: list[float]) -> str:
 
 
 def _print(rows: list[dict[str, Any]], as_json: bool, title: str) -> None:
-    if as_json or not rows:
+    if as_json:
         emit({"rows": rows})
+    if as_json or not rows:
         return
     table = Table(title=title)
     for name in rows[0]:

@@ -3,7 +3,9 @@
 put    wanted ──> write waits for a thread ──> written ──> removed again where it was dropped meanwhile
 drop   unwanted ──> remove waits for a thread ──> removed, unless it is wanted again
 
-Both wait for what an earlier caller left running on the same block, so that it undoes no later wish.
+A write waits for what an earlier caller left running on the same block, so that it undoes no later wish. A
+removal beside a write does not wait: one that hangs past a later put takes the block, which the tier's next
+look at the remote tells.
 """
 
 from __future__ import annotations
