@@ -11,6 +11,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from fcntl import F_DUPFD, fcntl
 from pathlib import Path
 from typing import Any
 
@@ -129,8 +130,8 @@ def browser() -> Iterator[Page]:
     our_reading, from_it = os.pipe()
 
     def wire() -> None:
-        """In the browser's process: it reads from 3 and writes to 4."""
-        high_in, high_out = os.dup2(to_it, 63), os.dup2(from_it, 64)
+        """In the browser's process: it reads from 3 and writes to 4, whatever stood there before."""
+        high_in, high_out = fcntl(to_it, F_DUPFD, 5), fcntl(from_it, F_DUPFD, 5)
         os.dup2(high_in, 3)
         os.dup2(high_out, 4)
 
