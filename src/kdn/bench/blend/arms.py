@@ -61,8 +61,11 @@ HALF = 0.5
 """The share of the key bias that kdn corrects for a model that was never measured."""
 MIDDLE = 0.5
 """The layer that was profiled for SmolLM2-135M, which `whole` is the default of: 15 of 30."""
+EARLIER = 0.7
+"""The layer that was profiled for Qwen2.5-Coder-1.5B: 19 of 28."""
 FIRST = "first of each chunk"
 ONE_LAYER, ANCHORS = "question's attention at one layer", "question's attention after anchors"
+EARLIER_LAYER = "question's attention at one earlier layer"
 
 
 @dataclass(frozen=True)
@@ -99,12 +102,17 @@ _RULES: dict[str, tuple[str, BlendRule, float]] = {
     "ours": (OURS, AttendedRows(), HALF),
     "whole": (WHOLE, AttendedRows(), 1.0),
     "layer": (f"half the key bias and {ONE_LAYER}", AnchoredRows(span=1), HALF),
+    "earlier-layer": (
+        f"half the key bias and {EARLIER_LAYER}",
+        AnchoredRows(EARLIER, span=1),
+        HALF,
+    ),
     "whole-layer": (f"key bias and {ONE_LAYER}", AnchoredRows(MIDDLE, span=1), 1.0),
     "anchors": (f"half the key bias and {ANCHORS}", AnchoredRows(), HALF),
     "whole-anchors": (f"key bias and {ANCHORS}", AnchoredRows(MIDDLE), 1.0),
 }
 """By the name on the command line: the title in tables, the rule, and the share of the key bias."""
-PROBES = ("layer", "anchors", "whole-layer", "whole-anchors")
+PROBES = ("layer", "earlier-layer", "anchors", "whole-layer", "whole-anchors")
 """The names of rules that could replace the default."""
 
 NOISE = Arm("all rows again", 1.0, RandomRows())
