@@ -226,10 +226,10 @@ def longest_file(size_bytes: int) -> Iterator[None]:
 
 
 def test_a_batch_waits_while_the_disk_is_full(tmp_path: Path) -> None:
-    """The first answer to b finds no room: a's stays, and b is asked again."""
+    """b's answer is cut off, and c's is written before the batch stops: b alone is asked again."""
     clock = ManualClock()
     folder = BatchFolder(tmp_path, BatchLimits(), clock)
-    batch, asked = add(folder, "ab", clock), list[str]()
+    batch, asked = add(folder, "abc", clock), list[str]()
     full = ExitStack()
 
     async def answer(url: str, body: bytes, caller: Caller) -> tuple[int, bytes]:
@@ -238,12 +238,14 @@ def test_a_batch_waits_while_the_disk_is_full(tmp_path: Path) -> None:
             held = folder.results(batch.id)[0].stat().st_size
             full.enter_context(longest_file(held + 10))
             asyncio.get_running_loop().call_soon(full.close)
+        elif asked == ["a", "b", "c"]:
+            await asyncio.sleep(0)  # until the disk has room
         return 200, b"{}"
 
-    ended = run(folder, answer, clock)
-    assert asked == ["a", "b", "b"]
-    assert (ended.status, ended.request_counts.completed) == ("completed", 2)
-    assert results(folder, ended.output_file_id).keys() == {"a", "b"}
+    ended = run(folder, answer, clock, width=2)
+    assert asked == ["a", "b", "c", "b"]
+    assert (ended.status, ended.request_counts.completed) == ("completed", 3)
+    assert results(folder, ended.output_file_id).keys() == {"a", "b", "c"}
     folder.close()
 
 

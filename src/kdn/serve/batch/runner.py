@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import os
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
@@ -229,12 +230,12 @@ class BatchRunner:
             },
             "error": None,
         }
+        _write(run.output if status == _OK else run.errors, told)
         if status == _OK:
             counts.completed += 1
         else:
             counts.failed += 1
         run.answered.add(line.custom_id)
-        _write(run.output if status == _OK else run.errors, told)
 
     def _end(self, run: _Run) -> None:
         """What was answered becomes files. Every step may be done again by the next server."""
@@ -303,11 +304,16 @@ _OK = 200
 def _write(file: FileIO, told: dict[str, Any]) -> None:
     """A line, handed to the system whole: a killed server loses none that was written.
 
-    What a full disk cuts off is not held back: written later it would stand in the middle of the file.
+    Of a line that a full disk cuts off nothing is left: other lines may find room before the batch stops.
     """
+    end = file.seek(0, os.SEEK_END)
     rest = memoryview(msgspec.json.encode(told) + b"\n")
-    while rest.nbytes:
-        rest = rest[file.write(rest) :]
+    try:
+        while rest.nbytes:
+            rest = rest[file.write(rest) :]
+    except OSError:
+        file.truncate(end)
+        raise
 
 
 def _is_overloaded(body: bytes) -> bool:
