@@ -37,6 +37,22 @@ def test_loops_and_second_ways_to_a_file_are_walked_once(tmp_path: Path) -> None
     assert [path.name for path in find_files([tmp_path, tmp_path / "a"]).files] == ["x.txt"]
 
 
+def test_a_link_to_a_folder_is_judged_where_that_folder_lies(tmp_path: Path) -> None:
+    """What `a` ignores is not ignored in `b`; what is ignored or hidden is not read through a link."""
+    write(tmp_path, "b/x.md", "b/y.md", "secret/s.md", ".private/p.md", "old/new/o.md")
+    write(tmp_path, "a/x.md", "a/own.md")
+    (tmp_path / ".gitignore").write_text("secret/\nold/\n")
+    (tmp_path / "a" / ".gitignore").write_text("x.md\n")
+    (tmp_path / "b" / ".gitignore").write_text("y.md\n")
+    for name, target in (("1", "b"), ("2", "secret"), ("3", ".private"), ("4", "old/new")):
+        (tmp_path / "a" / name).symlink_to(tmp_path / target)
+    found = find_files(tmp_path)
+    names = [path.relative_to(tmp_path).as_posix() for path in found.files]
+    assert names == ["a/own.md", "b/x.md"]
+    assert [Path(refusal.path).name for refusal in found.refused] == ["2", "3", "4"]
+    assert "to take it in, name that" in found.refused[0].reason
+
+
 def test_what_cannot_be_read_is_named_with_a_reason(tmp_path: Path) -> None:
     (tmp_path / "broken").symlink_to(tmp_path / "nowhere")
     (tmp_path / "self").symlink_to(tmp_path / "self")

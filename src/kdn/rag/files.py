@@ -55,9 +55,9 @@ def find_files(
 ) -> Found:
     """Every regular file named or under a named folder, each once, whatever links lead to it.
 
-    Inside a folder these are passed over: what is hidden, what a `.gitignore` in it or `exclude`
-    (patterns of the same form) names, and links that lead out of it, which are refused.  A file that
-    is named itself is always taken.  Never raises for a bad path.
+    Inside a folder these are passed over: what is hidden, and what a `.gitignore` in it or `exclude`
+    (patterns of the same form) names.  Links that lead out of it, or to a folder that is passed over,
+    are refused.  A file that is named itself is always taken.  Never raises for a bad path.
     """
     found, seen = Found(), set[Path]()
     excluded = Ignored(texts_of(exclude, "exclude"))
@@ -100,9 +100,8 @@ def _walk(folder: Path, found: Found, seen: set[Path], excluded: Ignored) -> Non
         if here in seen:
             continue
         seen.add(here)
-        if (own := _ignore_list(here)) is not None:
-            lists = (*lists, (here, own))
-        inner: list[Path] = []
+        lists = _with_own(lists, here)
+        inner: list[tuple[Path, _Lists]] = []
         for path in _entries(here, found):
             try:
                 resolved = path.resolve(strict=True)
@@ -115,11 +114,33 @@ def _walk(folder: Path, found: Found, seen: set[Path], excluded: Ignored) -> Non
             if not resolved.is_relative_to(folder):
                 reason = f"{path}: a link out of the folder; to take its target in, name that"
                 found.refused.append(Refusal(str(path), reason))
-            elif is_folder:
-                inner.append(resolved)
-            else:
+            elif not is_folder:
                 _take(resolved, found, seen)
-        waiting.extend((path, lists) for path in reversed(inner))
+            elif resolved == path:
+                inner.append((path, lists))
+            elif (its_lists := _lists_above(resolved, folder, excluded)) is not None:
+                inner.append((resolved, its_lists))
+            else:
+                reason = f"{path}: a link to a folder that is passed over; to take it in, name that"
+                found.refused.append(Refusal(str(path), reason))
+        waiting.extend(reversed(inner))
+
+
+def _lists_above(folder: Path, root: Path, excluded: Ignored) -> _Lists | None:
+    """The lists that count for a folder below `root`; None where it is passed over, or one above it."""
+    lists: _Lists = ((root, excluded),)
+    here = root
+    for name in folder.relative_to(root).parts:
+        lists = _with_own(lists, here)
+        here = here / name
+        if name.startswith(".") or _is_ignored(here, lists, is_folder=True):
+            return None
+    return lists
+
+
+def _with_own(lists: _Lists, folder: Path) -> _Lists:
+    own = _ignore_list(folder)
+    return lists if own is None else (*lists, (folder, own))
 
 
 def _ignore_list(folder: Path) -> Ignored | None:
