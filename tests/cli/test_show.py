@@ -32,6 +32,7 @@ EVIL = "\x1b]0;PWNED\x07\x1b[31m.pdf"
         ("\x9b31m", r"\x9b31m"),
         ("a\rb\x08c", r"a\rb\x08c"),
         ("exe.\u202efdp", r"exe.\u202efdp"),
+        ("caf\udce9.txt", r"caf\udce9.txt"),
     ],
 )
 def test_what_steers_a_terminal_is_shown_as_an_escape(text: str, shown: str) -> None:
@@ -49,9 +50,10 @@ def test_every_way_out_is_safe(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_json_is_one_object_that_reads_back(capsys: pytest.CaptureFixture[str]) -> None:
-    emit({"name": EVIL, "path": Path("/a"), "odd": "\x9b\u202e\u2028"})
-    line = capsys.readouterr().out
-    assert json.loads(line) == {"name": EVIL, "path": "/a", "odd": "\x9b\u202e\u2028"}
+    for odd in ("\x9b\u202e\u2028", "caf\udce9.txt"):  # the second: a file's name that is no UTF-8
+        emit({"name": EVIL, "path": Path("/a"), "odd": odd})
+        line = capsys.readouterr().out
+        assert json.loads(line) == {"name": EVIL, "path": "/a", "odd": odd}
     with pytest.raises(AssertionError):
         emit([1, 2])
 

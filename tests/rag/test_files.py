@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from kdn.errors import DocumentError
-from kdn.rag import Cutting
+from kdn.clock import ManualClock
+from kdn.errors import BadInput, DocumentError
+from kdn.rag import Cutting, Library
 from kdn.rag.files import find_files, read_bytes
 from kdn.rag.reading import FileReader, ParsedLately, RawFile
-from tests.rag.helpers import small_library
+from tests.rag.helpers import HashedWords, small_library, words
 
 
 def write(folder: Path, *names: str) -> None:
@@ -76,6 +77,38 @@ def test_empty_huge_and_vanished_files_are_refused(tmp_path: Path) -> None:
         read_bytes(tmp_path / "huge.txt", max_bytes=100)
     with pytest.raises(DocumentError, match="cannot be read"):
         read_bytes(tmp_path / "gone.txt")
+
+
+def test_a_name_that_is_no_utf8_is_refused_and_the_others_go_in(tmp_path: Path) -> None:
+    folder = tmp_path / "docs"
+    write(folder, "good.txt")
+    for name in (b"caf\xe9.txt", b"caf\xe9.md"):
+        Path(os.fsdecode(os.fsencode(folder) + b"/" + name)).write_text("Espresso, please")
+    library = small_library(tmp_path / "library")
+    found, report = library.survey([folder]), library.ingest([folder])
+    assert [Path(source).name for source in report.added] == ["good.txt"]
+    assert [os.fsencode(Path(one.path).name) for one in report.refused] == [
+        b"caf\xe9.md",
+        b"caf\xe9.txt",
+    ]
+    assert "rename it" in report.refused[0].reason
+    assert found.refused == report.refused
+
+
+def test_a_text_that_the_tokenizer_refuses_is_left_out_alone(tmp_path: Path) -> None:
+    def encode(text: str) -> list[int]:
+        if "endless" in text:
+            raise BadInput("the tokenizer did not end in time")
+        return words(text)
+
+    folder = tmp_path / "docs"
+    write(folder, "endless.txt", "good.txt")
+    library = Library.open(tmp_path / "library", HashedWords(), encode, ManualClock())
+    found, report = library.survey([folder]), library.ingest([folder])
+    assert [Path(source).name for source in report.added] == ["good.txt"]
+    (refusal,) = report.refused
+    assert refusal.reason == f"{folder / 'endless.txt'}: the tokenizer did not end in time"
+    assert found.refused == report.refused
 
 
 # --- survey ----------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -38,8 +39,8 @@ __all__ = [
 
 
 T = TypeVar("T")
-_UNSAFE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
-"""What steers a terminal, or the direction of its text."""
+_UNSAFE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+"""What steers a terminal, or the direction of its text; and bytes of file names that are no UTF-8."""
 
 
 def printable(text: str) -> str:
@@ -58,7 +59,10 @@ def emit(shape: object) -> None:
 
 def to_json(shape: object, *, indent: int | None = None) -> bytes:
     """JSON of dataclasses, structs and plain values; paths become text."""
-    data = msgspec.json.encode(shape, enc_hook=_plain)
+    try:
+        data = msgspec.json.encode(shape, enc_hook=_plain)
+    except UnicodeEncodeError:  # a file's name that is no UTF-8: it is written in escapes
+        data = json.dumps(msgspec.to_builtins(shape, enc_hook=_plain)).encode()
     return msgspec.json.format(data, indent=indent) if indent else data
 
 

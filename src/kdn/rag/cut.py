@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from kdn.config import LibraryConfig
+from kdn.errors import BadInput, DocumentError
 from kdn.rag.documents import ParsedDocument, Section
 
 __all__ = ["CutDocument", "CutPart", "Cutting", "Encode", "Passage", "cut", "gather"]
@@ -114,7 +115,18 @@ def gather(units: Iterable[_Span], most: int, enough: int) -> Iterator[list[_Spa
 
 
 def cut(document: ParsedDocument, encode: Encode, cutting: Cutting) -> CutDocument:
-    """All passages and parts of a document. Pure: the same document gives the same keys."""
+    """All passages and parts of a document. Pure: the same document gives the same keys.
+
+    Raises DocumentError where `encode` refuses some of its text.
+    """
+    try:
+        parts = tuple(_parts(document, encode, cutting))
+    except BadInput as error:
+        raise DocumentError(f"{document.source}: {error}") from error
+    return CutDocument(document.source, document.title, parts)
+
+
+def _parts(document: ParsedDocument, encode: Encode, cutting: Cutting) -> Iterator[CutPart]:
     spans = [
         _joined(run)
         for number, section in enumerate(document.sections)
@@ -127,10 +139,8 @@ def cut(document: ParsedDocument, encode: Encode, cutting: Cutting) -> CutDocume
     sized = _with_borders(document, spans, encode)
     seen = Counter[str]()
     room = max(1, cutting.part_tokens - len(encode(document.title)) - 2)
-    parts = (
-        _part(document, run, encode, seen) for run in gather(sized, room, cutting.part_tokens // 2)
-    )
-    return CutDocument(document.source, document.title, tuple(parts))
+    for run in gather(sized, room, cutting.part_tokens // 2):
+        yield _part(document, run, encode, seen)
 
 
 def _pieces(text: str, number: int, section: Section, encode: Encode, most: int) -> Iterator[_Span]:

@@ -81,9 +81,13 @@ class FileReader:
     def read(self, path: Path, *, named: bool) -> RawFile:
         """A file's bytes.
 
-        Raises DocumentError when it is empty, too large, unreadable, or of no kind that is taken
-        from folders.
+        Raises DocumentError when it is empty, too large, unreadable, of no kind that is taken from
+        folders, or has a name that is not UTF-8.
         """
+        try:
+            str(path).encode()
+        except UnicodeEncodeError as error:
+            raise DocumentError(f"{path}: the name is not UTF-8; rename it") from error
         if not named and path.suffix.lower() not in PARSERS:
             parser_for(path, _head(path), named=named)  # refuses a film before it is read
         data = read_bytes(path, self._max_file_bytes)
