@@ -16,6 +16,7 @@ from kdn.machine.files import (
     Files,
     locked,
     publish_file,
+    publish_first,
     publish_made,
     publishing,
     refuse_output,
@@ -144,6 +145,14 @@ def test_writers_at_the_same_time_leave_one_whole_file(tmp_path: Path) -> None:
     for thread in threads:
         thread.join()
     assert path.read_bytes() in texts
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_of_two_that_publish_first_the_first_one_stays(tmp_path: Path) -> None:
+    path = tmp_path / "marker"
+    publish_first(path, b"mine")
+    publish_first(path, b"theirs")
+    assert path.read_bytes() == b"mine"
     assert list(tmp_path.iterdir()) == [path]
 
 

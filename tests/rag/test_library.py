@@ -265,6 +265,11 @@ def test_a_library_made_with_other_parts_is_refused(library: Library, tmp_path: 
         small_library(folder)
 
 
+def test_a_library_can_be_begun_where_another_beginning_was_killed(tmp_path: Path) -> None:
+    (tmp_path / ".library.json.0123456789abcdef.tmp").write_text('{"format":')
+    assert small_library(tmp_path).num_sources == 0
+
+
 def test_impossible_cutting_is_refused(tmp_path: Path) -> None:
     config = LibrarySettings(Cutting(passage_tokens=100, part_tokens=50))
     with pytest.raises(BadConfig, match="passages <= parts"):

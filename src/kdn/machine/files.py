@@ -30,6 +30,7 @@ __all__ = [
     "make_private",
     "make_tree_private",
     "publish_file",
+    "publish_first",
     "publish_made",
     "publishing",
     "readable_folder",
@@ -190,6 +191,23 @@ def publish_file(
             files.remove(temporary)
             raise
         files.sync_folder(path.parent)
+
+
+def publish_first(path: Path, data: bytes | memoryview, files: Files | None = None) -> None:
+    """Write `path` whole, unless it is there: of two processes that do it the first one's stays.
+
+    When it returns, the file is on the device. Raises OSError, NoSpace and StoreError.
+    """
+    files = files or Files()
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
+    files.write_temporary(temporary, memoryview(data))
+    try:
+        files.link(temporary, path)
+    except FileExistsError:
+        pass  # the other process's holds
+    finally:
+        files.remove(temporary)
+    files.sync_folder(path.parent)
 
 
 def publish_made(

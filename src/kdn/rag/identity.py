@@ -8,7 +8,7 @@ from pathlib import Path
 import msgspec
 
 from kdn.errors import ForeignStore, StoreError
-from kdn.machine.files import make_private, publish_file
+from kdn.machine.files import make_private, publish_first
 from kdn.rag.cut import Encode
 from kdn.rag.embed import Embedder
 
@@ -36,7 +36,6 @@ def identify(folder: Path, embedder: Embedder, encode: Encode) -> None:
     file = folder / "library.json"
     if not file.exists():
         _begin(folder, file, mine)
-        return
     try:
         theirs = msgspec.json.decode(file.read_bytes(), type=_Identity)
     except (OSError, msgspec.MsgspecError, RecursionError) as error:
@@ -62,11 +61,17 @@ def identify(folder: Path, embedder: Embedder, encode: Encode) -> None:
 
 
 def _begin(folder: Path, file: Path, mine: _Identity) -> None:
+    """Write down what the library is made with; where another process did so first, its word holds."""
     try:
         make_private(folder)
-        if any(path.name not in {"tables", "writer.lock"} for path in folder.iterdir()):
+        # what is called like `file` is its temporary file: that of another process, or of a killed one
+        others = any(
+            path.name not in {"tables", "writer.lock"} and file.name not in path.name
+            for path in folder.iterdir()
+        )
+        if others and not file.exists():
             raise ForeignStore(f"{folder}: holds other files; give the library a folder of its own")
-        publish_file(file, msgspec.json.encode(mine))
+        publish_first(file, msgspec.json.encode(mine))
     except OSError as error:
         raise StoreError(f"{folder}: no library can be made there ({error.strerror})") from error
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import msgspec
 
 from kdn.errors import ForeignStore
-from kdn.machine.files import Files
+from kdn.machine.files import Files, publish_first
 from kdn.store.block.format import FORMAT_VERSION
 
 __all__ = ["MARKER", "claim", "is_store", "read_marker"]
@@ -40,22 +40,9 @@ def claim(path: Path, files: Files) -> str:
                 f"{path} is no kdn store and not empty (it holds {others[0]}): choose another"
                 " folder for the store, or an empty one"
             )
-        _write_marker(marker, files)
+        mine = _Marker(FORMAT_VERSION, secrets.token_hex(16))
+        publish_first(marker, msgspec.json.encode(mine), files)
     return read_marker(path)
-
-
-def _write_marker(marker: Path, files: Files) -> None:
-    """Whole or not at all, there before anything else is, and the first of two processes wins."""
-    mine = marker.with_name(f"{MARKER}.{secrets.token_hex(8)}")
-    text = msgspec.json.encode(_Marker(FORMAT_VERSION, secrets.token_hex(16)))
-    files.write_temporary(mine, memoryview(text))
-    try:
-        files.link(mine, marker)
-    except FileExistsError:
-        pass  # the other process's identity holds
-    finally:
-        files.remove(mine)
-    files.sync_folder(marker.parent)
 
 
 def is_store(path: Path) -> bool:
