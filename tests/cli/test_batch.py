@@ -6,6 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from kdn.cli.batch import keep_early
+from kdn.rank import read_rows
+from kdn.scale.ray import BatchResult
 from tests.cli.program import kdn
 
 
@@ -51,3 +54,14 @@ def test_a_template_may_lie_in_a_file(tmp_path: Path, data: Path) -> None:
     out = tmp_path / "out.csv"
     done = kdn(tmp_path, "batch", "label", data, "-o", out, "-t", f"@{template}", "-c", "a,b")
     assert "the template asks for 'missing'" in done.err
+
+
+def test_rows_that_are_done_before_an_early_end_are_kept_beside_those_of_an_earlier_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for text in ("first", "second"):
+        early = BatchResult(({"text": text, "label": "Yes"},), ("text", "label"), {})
+        keep_early(tmp_path / "out.csv", early)
+    written = {path.name: read_rows(path)[0]["text"] for path in tmp_path.iterdir()}
+    assert written == {"out.partial.csv": "first", "out.partial1.csv": "second"}
+    assert f"{tmp_path}/out.partial.csv: 1 row done before the end" in capsys.readouterr().err

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import astuple, dataclass
+from itertools import count
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Annotated
@@ -13,13 +14,14 @@ from kdn.cli.commands import Commands
 from kdn.cli.grouped import grouped
 from kdn.cli.options import JsonOption, ModelChoice
 from kdn.cli.show import emit, progress_bar, say, tell
+from kdn.errors import StoreError
 from kdn.machine.files import expanded
 from kdn.machine.text import counted, read_text
 
 if TYPE_CHECKING:
-    from kdn.scale.ray import BatchJob, BatchSettings
+    from kdn.scale.ray import BatchJob, BatchResult, BatchSettings
 
-__all__ = ["app"]
+__all__ = ["app", "keep_early"]
 
 app = typer.Typer(cls=Commands, no_args_is_help=True, help="Tables through many engines, on Ray.")
 _SHOWN_FAILURES = 10
@@ -134,6 +136,20 @@ def rerank(
     _run(data, out, job, engines.of(choice), force=force, as_json=as_json)
 
 
+def keep_early(out: Path, early: BatchResult) -> None:
+    """Write the rows that were done beside the table that is not made, under a name that is free."""
+    from kdn.rank import write_rows
+
+    names = (f"{out.stem}.partial{number or ''}{out.suffix}" for number in count())
+    path = next(path for name in names if not (path := out.with_name(name)).exists())
+    try:
+        write_rows(path, early.rows, early.columns)
+    except StoreError as error:
+        say(f"kdn: {error}")
+    else:
+        say(f"{path}: {counted(len(early.rows), 'row')} done before the end")
+
+
 def _run(
     data: Path, out: Path, job: BatchJob, settings: BatchSettings, *, force: bool, as_json: bool
 ) -> None:
@@ -144,7 +160,13 @@ def _run(
     rows, started = read_rows(data), perf_counter()
     with progress_bar() as bar:
         task = bar.add_task(f"{counted(len(rows), 'row')}", total=len(rows))
-        found = run_batch(rows, job, settings, lambda done: bar.update(task, completed=done))
+        found = run_batch(
+            rows,
+            job,
+            settings,
+            lambda done: bar.update(task, completed=done),
+            lambda early: keep_early(out, early),
+        )
     seconds = perf_counter() - started
     write_rows(out, found.rows, found.columns)
     if as_json:

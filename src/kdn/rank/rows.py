@@ -12,7 +12,7 @@ from typing import Any
 
 from kdn.core import UnsoundJson, read_sound_json
 from kdn.errors import BadInput, MissingExtra
-from kdn.machine.files import READABLE, publish_file, refuse_output
+from kdn.machine.files import READABLE, publish_made, refuse_output
 from kdn.machine.text import MAX_TEXT_BYTES, counted, decode_unicode, lines_of, read_bounded
 
 __all__ = ["Row", "check_out", "columns_of", "read_rows", "write_rows"]
@@ -130,7 +130,8 @@ def check_out(path: Path, source: Path, *, force: bool = False) -> None:
 def write_rows(path: Path, rows: Sequence[Mapping[str, Any]], columns: Sequence[str] = ()) -> None:
     """Write rows whole, `columns` first; a row that lacks a column has an empty cell there.
 
-    Raises BadInput for a suffix that no table has, StoreError when it cannot be written.
+    Raises BadInput for a suffix that no table has, StoreError when it cannot be written; the error says
+    where the table is kept instead.
     """
     columns = list(dict.fromkeys((*columns, *(name for row in rows for name in row))))
     suffix = _suffix(path)
@@ -140,7 +141,7 @@ def write_rows(path: Path, rows: Sequence[Mapping[str, Any]], columns: Sequence[
         data = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
     else:
         data = _as_csv(columns, rows, tabs=suffix in _TABS)
-    publish_file(path, data, READABLE)
+    publish_made(path, data, READABLE)
 
 
 def _as_parquet(columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> bytes:

@@ -19,7 +19,14 @@ from tests.store.remotes import node_server
 
 pytest.importorskip("ray", reason="Ray is not installed (pip install 'kdn[ray]')")
 
-from kdn.scale.ray import BatchSettings, LabelBatch, PrefillBatch, RerankBatch, run_batch
+from kdn.scale.ray import (
+    BatchResult,
+    BatchSettings,
+    LabelBatch,
+    PrefillBatch,
+    RerankBatch,
+    run_batch,
+)
 
 pytestmark = [
     pytest.mark.alone,
@@ -73,6 +80,22 @@ def test_a_killed_actor_loses_no_row_and_repeats_none(model: Path, tmp_path: Pat
     assert [row["label"] for row in found.rows] == [one.label for one in expected.labelled]
     for row, one in zip(found.rows, expected.labelled, strict=True):
         assert (row["p_Yes"], row["p_No"]) == pytest.approx(one.probabilities, rel=1e-4)
+
+
+def test_rows_that_are_done_are_handed_over_at_an_early_end(model: Path, tmp_path: Path) -> None:
+    """Ctrl-C comes after the first blocks of 5 of 20 rows."""
+    settings = BatchSettings(str(model), str(tmp_path), dtype="float32", batch_rows=5)
+    done: list[int] = []
+    early: list[BatchResult] = []
+
+    def stop(count: int) -> None:
+        done.append(count)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_batch(rows(20), PrefillBatch(), settings, stop, early.append)
+    assert len(early[0].rows) == done[0] < 20
+    assert all(row["num_tokens"] > 0 for row in early[0].rows)
 
 
 def test_the_command_keeps_errors_beside_their_rows(model: Path, tmp_path: Path) -> None:

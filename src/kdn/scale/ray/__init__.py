@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from kdn.scale.ray.jobs import BatchJob, LabelBatch, PrefillBatch, RerankBatch
-from kdn.scale.ray.run import BatchSettings, run_batch
+from kdn.scale.ray.run import BatchResult, BatchSettings, run_batch
 
 __all__ = [
     "BatchJob",
+    "BatchResult",
     "BatchSettings",
     "LabelBatch",
     "PrefillBatch",

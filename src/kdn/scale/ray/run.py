@@ -66,7 +66,7 @@ class BatchSettings:
 
 @dataclass(frozen=True)
 class BatchResult:
-    """Every row with what came of it, in the order of the table."""
+    """Rows with what came of them, in the order of the table: every row, or those done at an early end."""
 
     rows: tuple[Mapping[str, Any], ...]
     columns: tuple[str, ...]
@@ -107,9 +107,11 @@ def run_batch(
     job: BatchJob,
     settings: BatchSettings,
     on_progress: Callable[[int], None] | None = None,
+    on_early_end: Callable[[BatchResult], None] | None = None,
 ) -> BatchResult:
     """Run the job over all rows; `on_progress` hears how many are done.
 
+    Where an error or Ctrl-C ends it early, `on_early_end` is given the rows that are done, if any are.
     Raises BadInput for rows that the job cannot be asked with, BadConfig or UnknownModel before Ray is
     started here, EngineFailed when Ray gives up, MissingExtra
     without Ray.
@@ -119,27 +121,39 @@ def run_batch(
         home = None if settings.home is None else Path(settings.home)
         resolve(settings.model, load_config(os.environ, home=home).home)
     found = dict[int, RowResult]()
-    with _ray(settings) as ray:
-        data = _data(ray, rows, job, settings)
-        try:
-            for block in data.iter_batches(
-                batch_size=None, batch_format="numpy", prefetch_batches=0
-            ):
-                for number, told in zip(block[_NUMBER], block[_RESULT], strict=True):
-                    assert int(number) not in found, f"row {number} came twice"
-                    found[int(number)] = msgspec.json.decode(told)
-                if on_progress is not None:
-                    on_progress(len(found))
-        except ray.exceptions.RayError as error:
-            raise EngineFailed(
-                f"the batch ended after {len(found)} of {counted(len(rows), 'row')}: {_last_line(error)}"
-            ) from error
-    missing = len(rows) - len(found)
-    if missing:
-        raise EngineFailed(
-            f"{missing} of {counted(len(rows), 'row')} did not come back; run the batch again"
-        )
+    try:
+        with _ray(settings) as ray:
+            _collect(ray, _data(ray, rows, job, settings), len(rows), found, on_progress)
+    except BaseException:
+        if found and on_early_end is not None:
+            on_early_end(_joined(rows, job, found))
+        raise
     return _joined(rows, job, found)
+
+
+def _collect(
+    ray: Any,
+    data: Any,
+    num_rows: int,
+    found: dict[int, RowResult],
+    on_progress: Callable[[int], None] | None,
+) -> None:
+    """Every row's result into `found`, as blocks come back. Raises EngineFailed."""
+    try:
+        for block in data.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=0):
+            for number, told in zip(block[_NUMBER], block[_RESULT], strict=True):
+                assert int(number) not in found, f"row {number} came twice"
+                found[int(number)] = msgspec.json.decode(told)
+            if on_progress is not None:
+                on_progress(len(found))
+    except ray.exceptions.RayError as error:
+        raise EngineFailed(
+            f"the batch ended after {len(found):,} of {counted(num_rows, 'row')}: {_last_line(error)}"
+        ) from error
+    if missing := num_rows - len(found):
+        raise EngineFailed(
+            f"{missing:,} of {counted(num_rows, 'row')} did not come back; run the batch again"
+        )
 
 
 def _data(ray: Any, rows: Sequence[Row], job: BatchJob, settings: BatchSettings) -> Any:
@@ -241,6 +255,7 @@ def _joined(rows: Sequence[Row], job: BatchJob, found: Mapping[int, RowResult]) 
     joined = tuple(
         {**row, **{names[name]: found[number].get(name) for name in names}}
         for number, row in enumerate(rows)
+        if number in found
     )
     failed = {
         number + 1: str(one["error"]) for number, one in sorted(found.items()) if "error" in one
