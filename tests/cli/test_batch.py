@@ -23,7 +23,8 @@ def data(tmp_path: Path) -> Path:
     ("command", "sentence"),
     [
         (("prefill", "--column", "title"), "no column is called 'title'; the columns are text"),
-        (("label", "-t", "{text}?", "-c", "yes"), "1 choice; a question needs two or more"),
+        (("label", "-t", "{text}?", "-c", "yes"), "a question needs two choices or more, not 1"),
+        (("label", "-t", "{text}?", "-c", "a=x,a=y"), "the choice 'a' stands there twice"),
         (("label", "-t", "{body}?", "-c", "yes,no"), "the template asks for 'body'"),
         (("rerank",), "no column is called 'query'; the columns are text"),
         (("prefill", "--actors", "0"), "greater than or equal to 1"),

@@ -40,6 +40,8 @@ def test_choices_are_known_by_their_first_token() -> None:
         make_choices(["good", "grim"], letters)
     with pytest.raises(BadInput, match="two choices or more"):
         make_choices(["yes"], letters)
+    with pytest.raises(BadInput, match="the choice 'good' stands there twice"):
+        make_choices(["good=A", "good=B"], letters)
 
 
 def test_a_verdict_follows_the_choices_whatever_the_engine_reports_first() -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from kdn.errors import BadInput, PromptTooLong
+from kdn.errors import BadInput, PromptTooLong, StoreError
 from kdn.rank import (
     Choice,
     ChoiceProbabilities,
@@ -184,6 +184,15 @@ def test_where_a_table_cannot_go_is_said_before_the_work(tmp_path: Path) -> None
     check_out(tmp_path / "there.csv", rows, force=True)
     with pytest.raises(BadInput, match="the rows themselves"):
         check_out(rows, rows, force=True)
+
+
+def test_a_table_that_cannot_be_written_is_kept_elsewhere(tmp_path: Path) -> None:
+    taken = file(tmp_path, "taken", "")
+    with pytest.raises(StoreError, match=r"what was made is kept as .*-out\.csv$") as caught:
+        write_rows(taken / "out.csv", [{"a": "1"}])
+    kept = Path(str(caught.value).rpartition(" kept as ")[2])
+    assert read_rows(kept) == [{"a": "1"}]
+    kept.unlink()
 
 
 def test_an_empty_column_of_parquet_is_text(tmp_path: Path) -> None:

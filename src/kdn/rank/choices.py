@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -13,7 +14,9 @@ from kdn.errors import BadInput
 __all__ = [
     "Choice",
     "ChoiceProbabilities",
+    "check_choices",
     "make_choices",
+    "name_of",
     "one_of",
     "read_logits",
     "read_probabilities",
@@ -61,10 +64,9 @@ def make_choices(
     """Choices from words, each known by its first token; `name=word` gives it another name.
 
     With `whole` words may begin alike: they then keep all their tokens (see `Judge.ask`).  Raises
-    BadInput for fewer than two, and for two that cannot be told apart.
+    BadInput for fewer than two, for two of one name, and for two that cannot be told apart.
     """
-    if len(words) < 2:
-        raise BadInput(f"a question needs two choices or more, not {len(words)}: e.g. yes,no")
+    check_choices(words)
     spelled = [_spelled(given, encode) for given in words]
     firsts = [choice.token_id for choice in spelled]
     if len(set(firsts)) == len(firsts):
@@ -73,6 +75,21 @@ def make_choices(
         _refuse_twins(spelled)
     _refuse_beginnings(spelled)
     return tuple(spelled)
+
+
+def check_choices(words: Sequence[str]) -> None:
+    """What `make_choices` refuses without a tokenizer: raises BadInput for fewer than two, and for two
+    of one name."""
+    if len(words) < 2:
+        raise BadInput(f"a question needs two choices or more, not {len(words)}: e.g. yes,no")
+    name, times = Counter(map(name_of, words)).most_common(1)[0]
+    if times > 1:
+        raise BadInput(f"the choice {name!r} stands there twice; leave one out, or rename it")
+
+
+def name_of(word: str) -> str:
+    """The name that a choice goes by: what stands before the `=`, if there is one."""
+    return word.partition("=")[0]
 
 
 def _spelled(given: str, encode: Callable[[str], TokenIds]) -> Choice:
@@ -99,8 +116,6 @@ def _refuse_beginnings(choices: Sequence[Choice]) -> None:
     """Raises BadInput where one choice's tokens are the beginning of another's."""
     ordered = sorted(choices, key=lambda choice: choice.tokens)
     for shorter, longer in pairwise(ordered):
-        if shorter.name == longer.name:
-            raise BadInput(f"the choice {longer.name!r} stands there twice; leave one out")
         if longer.tokens[: len(shorter.tokens)] == shorter.tokens:
             raise BadInput(
                 f"the choice {longer.name!r} begins with all of {shorter.name!r}, and nothing tells "

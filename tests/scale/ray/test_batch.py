@@ -141,7 +141,7 @@ def test_what_cannot_be_run_is_refused_before_ray_starts(tmp_path: Path) -> None
         run_batch(rows(1), PrefillBatch("title"), BatchSettings())
     with pytest.raises(BadInput, match="row 2 has no 'text'"):
         run_batch([{"text": "a"}, {"other": "b"}], PrefillBatch(), BatchSettings())
-    with pytest.raises(BadInput, match="1 choice; a question needs two"):
+    with pytest.raises(BadInput, match="two choices or more, not 1"):
         run_batch(rows(1), LabelBatch("{text}", ("a",)), BatchSettings())
     with pytest.raises(BadInput, match="needs an actor, a row"):
         BatchSettings(actors=0)

@@ -10,8 +10,7 @@ import msgspec
 
 from kdn.api import Kdn
 from kdn.errors import BadInput, EngineFailed, KdnError, PromptTooLong
-from kdn.machine.text import counted
-from kdn.rank import Row, RowTemplate, check_rows, columns_of, make_choices
+from kdn.rank import Row, RowTemplate, check_choices, check_rows, columns_of, make_choices, name_of
 
 __all__ = ["BatchJob", "LabelBatch", "PrefillBatch", "RerankBatch", "RowResult"]
 
@@ -53,12 +52,11 @@ class LabelBatch(msgspec.Struct, frozen=True, tag="label"):
     def check(self, rows: Sequence[Row]) -> None:
         """Raises BadInput for a template, or for choices, that no row can be asked with."""
         check_rows(rows, self.template)
-        if len(self.choices) < 2:
-            raise BadInput(f"{counted(len(self.choices), 'choice')}; a question needs two or more")
+        check_choices(self.choices)
 
     def columns(self) -> tuple[str, ...]:
         """The label, and the probability of each choice."""
-        return ("label", *(f"p_{_name(choice)}" for choice in self.choices))
+        return ("label", *(f"p_{name_of(choice)}" for choice in self.choices))
 
     def run(self, kdn: Kdn, rows: Sequence[Row]) -> list[RowResult]:
         """All rows together, so that the engine packs them. Raises BadInput for the choices."""
@@ -138,7 +136,3 @@ def _check_columns(rows: Sequence[Row], names: Sequence[str]) -> None:
                 raise BadInput(
                     f"row {number} has no {name!r}: give every row one, or leave the row out"
                 )
-
-
-def _name(choice: str) -> str:
-    return choice.partition("=")[0]
