@@ -105,6 +105,25 @@ def test_a_file_that_left_its_folder_leaves_the_library(library: Library, docs: 
     library.check()
 
 
+def test_what_a_folder_passes_over_stays_while_its_file_is_there(
+    library: Library, docs: Path
+) -> None:
+    plan = docs / ".plan.md"
+    plan.write_text(TREES)
+    library.ingest([plan])
+    report = library.ingest([docs], exclude="cats.txt")
+    assert ([Path(source).name for source in report.added], report.removed) == (["boats.md"], ())
+    (docs / ".gitignore").write_text("boats.md\n")
+    assert library.ingest([docs]).removed == ()
+    assert library.num_sources == 3
+    plan.rename(docs / ".old.md")
+    (docs / "boats.md").unlink()
+    (docs / "boats.md").symlink_to("cats.txt")  # its text is that of cats.txt now
+    report = library.ingest([docs])
+    assert [Path(source).name for source in report.removed] == [".plan.md", "boats.md"]
+    library.check()
+
+
 def test_a_folder_that_cannot_be_found_removes_nothing(library: Library, docs: Path) -> None:
     library.ingest([docs])
     docs.rename(docs.with_name("elsewhere"))
