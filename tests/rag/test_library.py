@@ -344,6 +344,20 @@ def test_context_gives_whole_parts_best_first_within_the_budget(
         library.context(asked, max_tokens=3)
 
 
+def test_context_gives_as_many_parts_as_are_asked_for(library: Library) -> None:
+    pieces = [Paragraph(f"oak {n} " * 9) for n in range(210)]  # a passage each, two in a part
+    library.add([compose("long", "Long", pieces)])
+    library.add(compose(f"d{n}", f"D{n}", [Paragraph(f"oak {n}")]) for n in range(80))
+    assert library.stat().num_parts == 105 + 80
+    for mode in ("hybrid", "vector", "text"):
+        for wanted in (1, 40, 80, 185):
+            found = library.context("oak", max_tokens=10**6, max_parts=wanted, mode=mode)
+            assert len(found) == wanted
+    assert len(library.context("oak", max_tokens=10**6, max_parts=1000)) == 185
+    with pytest.raises(BadInput, match="max_parts must be at least 1, not 0"):
+        library.context("oak", max_tokens=1000, max_parts=0)
+
+
 def test_a_part_is_the_same_bytes_at_every_use(library: Library, docs: Path) -> None:
     library.ingest([docs])
     listed = {part.key: part.text for part in library.parts()}
