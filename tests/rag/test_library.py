@@ -14,7 +14,14 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from kdn.clock import ManualClock
-from kdn.errors import BadConfig, BadInput, ForeignStore, PromptTooLong, StoreError
+from kdn.errors import (
+    BadConfig,
+    BadInput,
+    EndpointFailed,
+    ForeignStore,
+    PromptTooLong,
+    StoreError,
+)
 from kdn.rag import (
     Cutting,
     Library,
@@ -211,6 +218,26 @@ def test_an_interrupt_leaves_nothing_half_in(tmp_path: Path, docs: Path) -> None
     library.check()
     again = small_library(tmp_path / "library")
     assert len(again.ingest([docs]).added) == 2
+
+
+class Unreachable(Counting):
+    """An endpoint that goes away after 600 texts."""
+
+    def embed(self, texts: Sequence[str]) -> Vectors:
+        if len(self.texts) >= 600:
+            raise EndpointFailed("gone")
+        return super().embed(texts)
+
+
+def test_words_find_what_a_first_run_committed_before_it_failed(tmp_path: Path) -> None:
+    library = small_library(tmp_path / "library", Unreachable())
+    oaks = [Paragraph(f"oak {n} " * 9) for n in range(100)]  # a passage each
+    with pytest.raises(EndpointFailed):
+        library.add(compose(f"d{n}", f"D{n}", oaks) for n in range(7))  # 512 passages are a group
+    assert (library.num_sources, library.stat().num_passages) == (6, 600)
+    (hit,) = library.search("oaks 77", 1, "text")
+    assert hit.passage.text == "oak 77 " * 9
+    library.check()
 
 
 KILLED = """
