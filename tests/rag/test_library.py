@@ -296,6 +296,20 @@ def test_a_second_writer_is_told_to_wait(library: Library, docs: Path) -> None:
     assert len(library.ingest([docs]).added) == 2
 
 
+def test_a_library_that_cannot_be_written_is_read_past_its_stray_rows(
+    library: Library, docs: Path
+) -> None:
+    library.ingest([docs])
+    library._tables.retire([str(docs / "cats.txt")])  # and killed: its rows are stray
+    lock = library._folder / "writer.lock"
+    lock.unlink()
+    lock.mkdir()  # cannot be opened to write, not even by root
+    reader = small_library(library._folder)
+    assert [hit.passage.text for hit in reader.search("cats sleep")] == [BOATS]
+    with pytest.raises(StoreError, match=r"cannot be written \(Is a directory\); check its rights"):
+        reader.ingest([docs])
+
+
 def test_a_library_made_with_other_parts_is_refused(library: Library, tmp_path: Path) -> None:
     folder = library._folder
     with pytest.raises(ForeignStore, match="another embedding model"):

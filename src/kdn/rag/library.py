@@ -334,7 +334,7 @@ class Library:
         )
 
     def _sweep_if_needed(self) -> None:
-        """Sweep unless the counts agree, or another writer is at work and will do it itself."""
+        """Sweep unless the counts agree. A writer at work does it itself, who may only read cannot."""
         catalogue = self._catalogue()
         if self._tables.counts() == (len(catalogue.part_of), len(catalogue.passages_of)):
             return
