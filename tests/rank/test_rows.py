@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-import datetime
+import datetime as dt
 import json
 import math
 from pathlib import Path
@@ -213,7 +213,7 @@ def test_columns_of_parquet_keep_their_kinds(tmp_path: Path) -> None:
             "id": [7, None],
             "on": [True, False],
             "text": ["a", None],
-            "day": [datetime.date(2026, 1, 2), None],
+            "day": [dt.date(2026, 1, 2), None],
             "share": [math.nan, 0.5],
             "near": [[0.5, 1.5], []],
         }
