@@ -217,10 +217,11 @@ class Library:
             case "vector":
                 hits = [Hit(s.passage, s.score) for s in self._nearest(catalogue, query, depth)]
             case "text":
-                hits = [Hit(s.passage, s.score) for s in self._matching(catalogue, query, depth)]
+                matching = _live(catalogue, self._tables.matching(query, depth))
+                hits = [Hit(s.passage, s.score) for s in matching]
             case "hybrid":
                 nearest = self._nearest(catalogue, query, depth)
-                hits = _fused(nearest, self._matching(catalogue, query, depth))
+                hits = _fused(nearest, _live(catalogue, self._tables.matching(query, depth)))
             case _:
                 raise BadInput(f"search mode {mode!r} is none of hybrid, vector, text")
         return hits[:k]
@@ -368,12 +369,11 @@ class Library:
             depth *= 4  # many of those passages lie in one part
 
     def _nearest(self, catalogue: SourceCatalogue, query: str, depth: int) -> list[Scored]:
-        found = self._tables.nearest(self._embedder.embed([query])[0], depth)
-        return [scored for scored in found if scored.passage.key in catalogue.part_of]
+        return _live(catalogue, self._tables.nearest(self._embedder.embed([query])[0], depth))
 
-    def _matching(self, catalogue: SourceCatalogue, query: str, depth: int) -> list[Scored]:
-        found = self._tables.matching(query, depth)
-        return [scored for scored in found if scored.passage.key in catalogue.part_of]
+
+def _live(catalogue: SourceCatalogue, found: Iterable[Scored]) -> list[Scored]:
+    return [scored for scored in found if scored.passage.key in catalogue.part_of]
 
 
 def _reader(config: LibrarySettings, lately: ParsedLately) -> FileReader:
