@@ -73,6 +73,12 @@ def test_where_nothing_fits_the_smallest_part_is_told(library: Library) -> None:
             find_parts(library, "great speed", least - 1, 1, candidates=candidates, rank=rank)
 
 
+def test_no_part_at_all_cannot_be_asked_for(library: Library) -> None:
+    for candidates in (0, 2):
+        with pytest.raises(BadInput, match="max_parts must be at least 1, not 0"):
+            find_parts(library, "great speed", 500, 0, candidates=candidates, rank=backwards)
+
+
 def test_an_empty_library_says_what_to_do(tmp_path: Path) -> None:
     pytest.importorskip("lancedb")
     with pytest.raises(BadInput, match="kdn ingest"):

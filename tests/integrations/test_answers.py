@@ -102,5 +102,13 @@ def test_a_llamaindex_engine_answers_and_streams(k: kdn.Kdn) -> None:
     assert answer.metadata["method"] == "stuff"
     streamed = KdnQueryEngine(k, SHORT, streaming=True).query(QUESTION)
     assert str(streamed) == expected
+    assert streamed.metadata is not None
+    assert streamed.metadata["method"] == "stuff"
     quoted = KdnQueryEngine(k, QUOTE).query(QUESTION)
     assert quoted.source_nodes[0].get_content().strip() == str(quoted)
+    streamed = KdnQueryEngine(k, QUOTE, streaming=True).query(QUESTION)
+    assert streamed.source_nodes == [], "they are known once its text has been read"
+    assert str(streamed) == str(quoted)
+    assert [node.text for node in streamed.source_nodes] == [
+        node.text for node in quoted.source_nodes
+    ]

@@ -14,7 +14,14 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from kdn.clock import ManualClock
-from kdn.errors import BadConfig, BadInput, ForeignStore, PromptTooLong, StoreError
+from kdn.errors import (
+    BadConfig,
+    BadInput,
+    EndpointFailed,
+    ForeignStore,
+    PromptTooLong,
+    StoreError,
+)
 from kdn.rag import (
     Cutting,
     Library,
@@ -102,6 +109,25 @@ def test_a_file_that_left_its_folder_leaves_the_library(library: Library, docs: 
     assert [info.title for info in library.sources()] == ["Ships"]
     library.ingest([docs / "boats.md"])  # says nothing of the rest of the folder
     assert library.stat().num_sources == 1
+    library.check()
+
+
+def test_what_a_folder_passes_over_stays_while_its_file_is_there(
+    library: Library, docs: Path
+) -> None:
+    plan = docs / ".plan.md"
+    plan.write_text(TREES)
+    library.ingest([plan])
+    report = library.ingest([docs], exclude="cats.txt")
+    assert ([Path(source).name for source in report.added], report.removed) == (["boats.md"], ())
+    (docs / ".gitignore").write_text("boats.md\n")
+    assert library.ingest([docs]).removed == ()
+    assert library.num_sources == 3
+    plan.rename(docs / ".old.md")
+    (docs / "boats.md").unlink()
+    (docs / "boats.md").symlink_to("cats.txt")  # its text is that of cats.txt now
+    report = library.ingest([docs])
+    assert [Path(source).name for source in report.removed] == [".plan.md", "boats.md"]
     library.check()
 
 
@@ -194,6 +220,26 @@ def test_an_interrupt_leaves_nothing_half_in(tmp_path: Path, docs: Path) -> None
     assert len(again.ingest([docs]).added) == 2
 
 
+class Unreachable(Counting):
+    """An endpoint that goes away after 600 texts."""
+
+    def embed(self, texts: Sequence[str]) -> Vectors:
+        if len(self.texts) >= 600:
+            raise EndpointFailed("gone")
+        return super().embed(texts)
+
+
+def test_words_find_what_a_first_run_committed_before_it_failed(tmp_path: Path) -> None:
+    library = small_library(tmp_path / "library", Unreachable())
+    oaks = [Paragraph(f"oak {n} " * 9) for n in range(100)]  # a passage each
+    with pytest.raises(EndpointFailed):
+        library.add(compose(f"d{n}", f"D{n}", oaks) for n in range(7))  # 512 passages are a group
+    assert (library.num_sources, library.stat().num_passages) == (6, 600)
+    (hit,) = library.search("oaks 77", 1, "text")
+    assert hit.passage.text == "oak 77 " * 9
+    library.check()
+
+
 KILLED = """
 import os, signal, sys
 from pathlib import Path
@@ -248,6 +294,20 @@ def test_a_second_writer_is_told_to_wait(library: Library, docs: Path) -> None:
         with pytest.raises(StoreError, match="wait"):
             library.ingest([docs])
     assert len(library.ingest([docs]).added) == 2
+
+
+def test_a_library_that_cannot_be_written_is_read_past_its_stray_rows(
+    library: Library, docs: Path
+) -> None:
+    library.ingest([docs])
+    library._tables.retire([str(docs / "cats.txt")])  # and killed: its rows are stray
+    lock = library._folder / "writer.lock"
+    lock.unlink()
+    lock.mkdir()  # cannot be opened to write, not even by root
+    reader = small_library(library._folder)
+    assert [hit.passage.text for hit in reader.search("cats sleep")] == [BOATS]
+    with pytest.raises(StoreError, match=r"cannot be written \(Is a directory\); check its rights"):
+        reader.ingest([docs])
 
 
 def test_a_library_made_with_other_parts_is_refused(library: Library, tmp_path: Path) -> None:
@@ -328,6 +388,20 @@ def test_context_gives_whole_parts_best_first_within_the_budget(
     assert len(library.context(asked, max_tokens=1000, max_parts=2)) == 2
     with pytest.raises(PromptTooLong, match=r"no part fits in 3 tokens"):
         library.context(asked, max_tokens=3)
+
+
+def test_context_gives_as_many_parts_as_are_asked_for(library: Library) -> None:
+    pieces = [Paragraph(f"oak {n} " * 9) for n in range(210)]  # a passage each, two in a part
+    library.add([compose("long", "Long", pieces)])
+    library.add(compose(f"d{n}", f"D{n}", [Paragraph(f"oak {n}")]) for n in range(80))
+    assert library.stat().num_parts == 105 + 80
+    for mode in ("hybrid", "vector", "text"):
+        for wanted in (1, 40, 80, 185):
+            found = library.context("oak", max_tokens=10**6, max_parts=wanted, mode=mode)
+            assert len(found) == wanted
+    assert len(library.context("oak", max_tokens=10**6, max_parts=1000)) == 185
+    with pytest.raises(BadInput, match="max_parts must be at least 1, not 0"):
+        library.context("oak", max_tokens=1000, max_parts=0)
 
 
 def test_a_part_is_the_same_bytes_at_every_use(library: Library, docs: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import datetime as dt
 import json
 import math
 from pathlib import Path
@@ -199,6 +200,51 @@ def test_an_empty_column_of_parquet_is_text(tmp_path: Path) -> None:
     pytest.importorskip("pyarrow")
     write_rows(tmp_path / "o.parquet", [{"a": None, "b": 0.5}, {"a": None, "b": None}])
     assert read_rows(tmp_path / "o.parquet") == [{"a": "", "b": "0.5"}, {"a": "", "b": ""}]
+
+
+def test_what_is_no_text_keeps_its_kind(tmp_path: Path) -> None:
+    line = '{"id": 7, "text": "a", "on": true, "none": null, "at": [1, 2.5], "odd": {}}'
+    path = tmp_path / "o.jsonl"
+    write_rows(path, read_rows(file(tmp_path, "a.jsonl", line + "\n")), ["id"])
+    assert path.read_text() == line + "\n"
+    write_rows(tmp_path / "o.csv", read_rows(path))
+    assert (tmp_path / "o.csv").read_text().splitlines()[1] == '7,a,True,,"[1, 2.5]",{}'
+    pytest.importorskip("pyarrow")
+    write_rows(tmp_path / "odd.parquet", read_rows(path))  # Parquet has no object without a key
+    assert read_rows(tmp_path / "odd.parquet") == read_rows(tmp_path / "o.csv")
+
+
+def test_columns_of_parquet_keep_their_kinds(tmp_path: Path) -> None:
+    pa = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    table = pa.table(
+        {
+            "id": [7, None],
+            "on": [True, False],
+            "text": ["a", None],
+            "day": [dt.date(2026, 1, 2), None],
+            "share": [math.nan, 0.5],
+            "near": [[0.5, 1.5], []],
+        }
+    )
+    parquet.write_table(table, tmp_path / "a.parquet")
+    rows = read_rows(tmp_path / "a.parquet")
+    assert rows[0]["day"] == "2026-01-02"
+    write_rows(tmp_path / "o.parquet", [{**row, "p": 0.5} for row in rows])
+    found = parquet.read_table(tmp_path / "o.parquet")
+    assert found.drop_columns(["p"]).schema.types == table.schema.types
+    assert found["id"].to_pylist() == [7, None]
+    assert found["near"].to_pylist() == [[0.5, 1.5], []]
+    write_rows(tmp_path / "o.jsonl", rows)
+    first = json.loads((tmp_path / "o.jsonl").read_text().splitlines()[0])
+    assert (first["id"], first["day"], first["share"]) == (7, "2026-01-02", "nan")
+
+
+def test_a_column_of_several_kinds_is_one_of_texts(tmp_path: Path) -> None:
+    pytest.importorskip("pyarrow")
+    path = file(tmp_path, "a.jsonl", '{"id":7}\n{"id":"x"}\n{"id":null}\n')
+    write_rows(tmp_path / "o.parquet", read_rows(path))
+    assert read_rows(tmp_path / "o.parquet") == [{"id": "7"}, {"id": "x"}, {"id": ""}]
 
 
 # --- what became of rows ---------------------------------------------------------------------

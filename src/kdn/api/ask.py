@@ -28,8 +28,10 @@ def find_parts(
     """The parts that fit `question` best, best first, of at most `room` tokens together.
 
     With `candidates` so many are retrieved, and `rank` orders them.  Raises BadInput when nothing was
-    ingested or found, PromptTooLong when no part that was found fits.
+    ingested or found and for a `max_parts` below 1, PromptTooLong when no part that was found fits.
     """
+    if max_parts < 1:
+        raise BadInput(f"max_parts must be at least 1, not {max_parts}")
     if not library.num_sources:
         raise BadInput("the library is empty; take documents in first: kdn ingest PATH")
     room = max(room, 1)

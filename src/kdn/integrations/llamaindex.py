@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import Generator
+from typing import Any
 
-from kdn.api import Kdn, QueryOptions, QueryStream
+from kdn.api import Answer, Kdn, QueryOptions, QueryStream
 from kdn.core import Token
 from kdn.errors import BadInput, MissingExtra
 from kdn.rag import Part
@@ -97,7 +98,8 @@ class KdnIndexRetriever(BaseRetriever):
 class KdnQueryEngine(BaseQueryEngine):
     """Answers from kdn's library, each question as suits it (`Kdn.answering`).
 
-    The response's metadata are the answer's configuration, its nodes the passages it rests on.
+    The response's metadata are the answer's configuration, its nodes the passages it rests on.  Both
+    are in a streamed response once its text has been read.
     """
 
     def __init__(
@@ -110,17 +112,11 @@ class KdnQueryEngine(BaseQueryEngine):
 
     def _query(self, query_bundle: QueryBundle) -> RESPONSE_TYPE:
         if self._streaming:
-            return StreamingResponse(self._pieces(query_bundle.query_str))
+            nodes, metadata = list[NodeWithScore](), dict[str, Any]()
+            pieces = self._pieces(query_bundle.query_str, nodes, metadata)
+            return StreamingResponse(pieces, nodes, metadata)
         answer = self._kdn.answering.answer(query_bundle.query_str, self._options)
-        nodes = [
-            NodeWithScore(
-                node=TextNode(text=one.text, metadata={"source": one.source, "title": one.title}),
-                score=one.score,
-            )
-            for one in answer.sources
-        ]
-        metadata = answer.report.as_json() if answer.report is not None else {}
-        return Response(answer.text, source_nodes=nodes, metadata=metadata)
+        return Response(answer.text, _sources(answer), _configuration(answer))
 
     async def _aquery(self, query_bundle: QueryBundle) -> RESPONSE_TYPE:
         """As `_query`, on a thread of the loop."""
@@ -130,15 +126,34 @@ class KdnQueryEngine(BaseQueryEngine):
         """None: the prompts are kdn's."""
         return {}
 
-    def _pieces(self, question: str) -> Generator[str, None, None]:
+    def _pieces(
+        self, question: str, nodes: list[NodeWithScore], metadata: dict[str, Any]
+    ) -> Generator[str, None, None]:
+        """The pieces of the answer; at their end what it rests on is put into the response's own."""
         stream = QueryStream(self._kdn.answering.answer, question, self._options)
         stream.start()
         try:
             for event in stream:
                 if isinstance(event, Token):
                     yield event.text
+            nodes += _sources(stream.ended)
+            metadata |= _configuration(stream.ended)
         finally:
             stream.cancel()
+
+
+def _sources(answer: Answer) -> list[NodeWithScore]:
+    return [
+        NodeWithScore(
+            node=TextNode(text=one.text, metadata={"source": one.source, "title": one.title}),
+            score=one.score,
+        )
+        for one in answer.sources
+    ]
+
+
+def _configuration(answer: Answer) -> dict[str, Any]:
+    return {} if answer.report is None else answer.report.as_json()
 
 
 def _node(part: Part) -> NodeWithScore:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from kdn.machine.files import expanded
 from kdn.machine.text import counted
-from kdn.rag.tables import SourceRow
+from kdn.rag.results import Part
+from kdn.rag.tables import SourceRow, Tables
 
-__all__ = ["SourceCatalogue", "catalogue_of", "named"]
+__all__ = ["SourceCatalogue", "catalogue_of", "named", "parts_of"]
 
 
 @dataclass(frozen=True)
@@ -47,3 +48,15 @@ def named(catalogue: SourceCatalogue, source: str) -> list[str]:
         return [source]
     path = expanded(source).resolve().as_posix()
     return [name for name in catalogue.rows if name == path or name.startswith(f"{path}/")]
+
+
+def parts_of(tables: Tables, catalogue: SourceCatalogue, keys: Sequence[str]) -> Iterator[Part]:
+    """The parts of these keys, in this order, as far as they are still there."""
+    stored = tables.parts(keys)
+    wanted = [passage for key in keys for passage in catalogue.passages_of[key]]
+    passages = tables.passages(wanted)
+    for key in keys:
+        inside = catalogue.passages_of[key]
+        if key in stored and all(passage in passages for passage in inside):
+            part, held = stored[key], tuple(passages[passage] for passage in inside)
+            yield Part(key, part.source, part.title, part.text, part.num_tokens, passages=held)

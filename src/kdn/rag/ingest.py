@@ -270,6 +270,7 @@ class Ingestion:
             if source.startswith(roots)
             and source not in met
             and not any(source == path or source.startswith(path + "/") for path in hidden)
+            and _left(source)
         ]
 
     def _remove(self, sources: list[str]) -> None:
@@ -301,6 +302,17 @@ def remove(tables: Tables, catalogue: SourceCatalogue, sources: Iterable[str]) -
         tables.drop(
             [key for row in rows for key in row.passages], [k for row in rows for k in row.parts]
         )
+
+
+def _left(source: str) -> bool:
+    """Does no file go by this name any more? One that a walk passes over may have been named itself."""
+    try:
+        found = Path(source).resolve(strict=True)
+        return found.as_posix() != source or found.is_dir()
+    except (FileNotFoundError, NotADirectoryError):
+        return True
+    except (OSError, RuntimeError):
+        return False  # whether it is there cannot be seen: nothing is taken out on a guess
 
 
 def _size(path: Path) -> int:

@@ -12,8 +12,8 @@ from typing import Literal
 from kdn.clock import Clock
 from kdn.errors import BadConfig, BadInput, PromptTooLong, StoreError
 from kdn.machine.text import counted
-from kdn.rag.catalogue import SourceCatalogue, catalogue_of, named
-from kdn.rag.cut import Cutting, Encode, Passage, cut
+from kdn.rag.catalogue import SourceCatalogue, catalogue_of, named, parts_of
+from kdn.rag.cut import Cutting, Encode, cut
 from kdn.rag.documents import ParsedDocument
 from kdn.rag.embed import Embedder
 from kdn.rag.files import MAX_FILE_BYTES
@@ -25,7 +25,7 @@ from kdn.rag.reading import FileReader, ParsedLately
 from kdn.rag.results import Hit, LibraryStat, Part, SourceInfo, fitting, with_hits
 from kdn.rag.support import Support, coverage, support_of
 from kdn.rag.survey import SAMPLE_BYTES, Survey, survey
-from kdn.rag.tables import Scored, StoredPart, Tables, need_extra
+from kdn.rag.tables import Scored, Tables, need_extra
 
 __all__ = ["Library", "LibrarySettings", "SearchMode"]
 
@@ -197,7 +197,7 @@ class Library:
         if source is not None and not names:
             raise BadInput(f"no document {source!r} in the library")
         for name in names:
-            yield from _parts_of(self._tables, catalogue, catalogue.rows[name].parts)
+            yield from parts_of(self._tables, catalogue, catalogue.rows[name].parts)
 
     # --- questions ---------------------------------------------------------------------------
 
@@ -217,10 +217,11 @@ class Library:
             case "vector":
                 hits = [Hit(s.passage, s.score) for s in self._nearest(catalogue, query, depth)]
             case "text":
-                hits = [Hit(s.passage, s.score) for s in self._matching(catalogue, query, depth)]
+                matching = _live(catalogue, self._tables.matching(query, depth))
+                hits = [Hit(s.passage, s.score) for s in matching]
             case "hybrid":
                 nearest = self._nearest(catalogue, query, depth)
-                hits = _fused(nearest, self._matching(catalogue, query, depth))
+                hits = _fused(nearest, _live(catalogue, self._tables.matching(query, depth)))
             case _:
                 raise BadInput(f"search mode {mode!r} is none of hybrid, vector, text")
         return hits[:k]
@@ -235,18 +236,16 @@ class Library:
     ) -> list[Part]:
         """The parts that answer `query` best and fit in `max_tokens` together, best first.
 
-        Empty only when nothing was found. Raises PromptTooLong when even the smallest part found
-        does not fit, and what `search` raises.
+        At most `max_parts`, and so many wherever so many are found and fit; without it those of the
+        50 best passages.  Empty only when nothing was found. Raises PromptTooLong when even the
+        smallest part found does not fit, BadInput for a `max_parts` below 1, and what `search` raises.
         """
+        if max_parts is not None and max_parts < 1:
+            raise BadInput(f"max_parts must be at least 1, not {max_parts}")
         for _ in range(2):  # a writer may replace parts between the search and their reading
             catalogue = self._catalogue()
-            hits = [
-                h for h in self.search(query, _DEPTH, mode) if h.passage.key in catalogue.part_of
-            ]
-            scores = parts_in_order(
-                ((hit.passage.key, hit.score) for hit in hits), catalogue.part_of
-            )
-            found = list(_parts_of(self._tables, catalogue, tuple(scores)))
+            hits, scores = self._in_parts(catalogue, query, max_parts or 1, mode)
+            found = list(parts_of(self._tables, catalogue, tuple(scores)))
             if len(found) == len(scores):
                 break
         chosen = fitting(found, max_tokens, max_parts)
@@ -336,7 +335,7 @@ class Library:
         )
 
     def _sweep_if_needed(self) -> None:
-        """Sweep unless the counts agree, or another writer is at work and will do it itself."""
+        """Sweep unless the counts agree. A writer at work does it itself, who may only read cannot."""
         catalogue = self._catalogue()
         if self._tables.counts() == (len(catalogue.part_of), len(catalogue.passages_of)):
             return
@@ -355,40 +354,36 @@ class Library:
             sorted(set(parts) - set(catalogue.passages_of)),
         )
 
-    def _nearest(self, catalogue: SourceCatalogue, query: str, depth: int) -> list[Scored]:
-        found = self._tables.nearest(self._embedder.embed([query])[0], depth)
-        return [scored for scored in found if scored.passage.key in catalogue.part_of]
+    def _in_parts(
+        self, catalogue: SourceCatalogue, query: str, wanted: int, mode: SearchMode
+    ) -> tuple[list[Hit], dict[str, float]]:
+        """The best passages, and `wanted` parts with their scores, or all when fewer are found."""
+        depth = max(_DEPTH, wanted)
+        while True:
+            hits = [
+                h for h in self.search(query, depth, mode) if h.passage.key in catalogue.part_of
+            ]
+            scores = parts_in_order(((h.passage.key, h.score) for h in hits), catalogue.part_of)
+            if len(scores) >= wanted or depth >= self._tables.counts()[0]:
+                return hits, scores
+            depth *= 4  # many of those passages lie in one part
 
-    def _matching(self, catalogue: SourceCatalogue, query: str, depth: int) -> list[Scored]:
-        found = self._tables.matching(query, depth)
-        return [scored for scored in found if scored.passage.key in catalogue.part_of]
+    def _nearest(self, catalogue: SourceCatalogue, query: str, depth: int) -> list[Scored]:
+        return _live(catalogue, self._tables.nearest(self._embedder.embed([query])[0], depth))
+
+
+def _live(catalogue: SourceCatalogue, found: Iterable[Scored]) -> list[Scored]:
+    return [scored for scored in found if scored.passage.key in catalogue.part_of]
 
 
 def _reader(config: LibrarySettings, lately: ParsedLately) -> FileReader:
     return FileReader(config.cutting, lately, config.max_file_bytes)
 
 
-def _parts_of(tables: Tables, catalogue: SourceCatalogue, keys: Sequence[str]) -> Iterator[Part]:
-    """The parts of these keys, in this order, as far as they are still there."""
-    stored = tables.parts(keys)
-    wanted = [passage for key in keys for passage in catalogue.passages_of[key]]
-    passages = tables.passages(wanted)
-    for key in keys:
-        inside = catalogue.passages_of[key]
-        if key in stored and all(passage in passages for passage in inside):
-            yield _part(stored[key], tuple(passages[passage] for passage in inside))
-
-
 def _fused(nearest: Sequence[Scored], matching: Sequence[Scored]) -> list[Hit]:
     passages = {scored.passage.key: scored.passage for scored in (*nearest, *matching)}
     rankings = [[(s.passage.key, s.score) for s in ranking] for ranking in (nearest, matching)]
     return [Hit(passages[key], score) for key, score in fuse(rankings)]
-
-
-def _part(stored: StoredPart, passages: tuple[Passage, ...]) -> Part:
-    return Part(
-        stored.key, stored.source, stored.title, stored.text, stored.num_tokens, passages=passages
-    )
 
 
 def _size_on_disk(folder: Path) -> int:

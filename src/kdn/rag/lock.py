@@ -16,9 +16,15 @@ __all__ = ["writing"]
 def writing(folder: Path) -> Iterator[None]:
     """Hold the folder's writer lock. Raises StoreError immediately when another writer has it.
 
-    The system releases it when the process ends, however it ends.
+    So it does where the folder cannot be written.  The system releases the lock when the process
+    ends, however it ends.
     """
-    lock = try_lock(folder / "writer.lock")
+    try:
+        lock = try_lock(folder / "writer.lock")
+    except OSError as error:
+        raise StoreError(
+            f"{folder}: the library cannot be written ({error.strerror}); check its rights"
+        ) from error
     if lock is None:
         raise StoreError(
             f"{folder}: another ingest or delete runs on this library; wait for it to end"

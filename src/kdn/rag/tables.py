@@ -118,6 +118,7 @@ class Tables:
         }
         with gate("writing passages"):
             self._passages.add(pa.table(columns, schema=_schemas(self._dimension)["passages"]))
+            self._index_words()
 
     def add_parts(self, source: str, title: str, parts: Sequence[CutPart]) -> None:
         """Write parts of one document. They are not live yet."""
@@ -167,17 +168,22 @@ class Tables:
 
     def refresh_index(self) -> None:
         """Take new rows into the full-text index and fold small files together."""
-        from lancedb.index import FTS
-
         with gate("indexing"):
             if not self._passages.count_rows():
                 return
-            if self._passages.list_indices():
-                self._passages.optimize(cleanup_older_than=_OLD_VERSIONS)
-            else:
-                self._passages.create_index("index_text", config=FTS())
-            self._parts.optimize(cleanup_older_than=_OLD_VERSIONS)
-            self._sources.optimize(cleanup_older_than=_OLD_VERSIONS)
+            self._index_words()
+            for table in (self._passages, self._parts, self._sources):
+                table.optimize(cleanup_older_than=_OLD_VERSIONS)
+
+    def _index_words(self) -> None:
+        """Make the full-text index unless there is one. Rows written later are searched beside it.
+
+        It is there before the first commit: a run that ends early does not come to `refresh_index`.
+        """
+        from lancedb.index import FTS
+
+        if not self._passages.list_indices():
+            self._passages.create_index("index_text", config=FTS())
 
     # --- reading ---------------------------------------------------------------------------
 

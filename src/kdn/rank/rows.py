@@ -25,6 +25,13 @@ _PARQUET = ".parquet"
 SUFFIXES = (".csv", ".tsv", ".tab", ".jsonl", ".ndjson", _PARQUET)
 
 
+class _Cell(str):
+    """The text of a value that is none, with the value: it is written again as it was read."""
+
+    __slots__ = ("value",)
+    value: object
+
+
 def columns_of(rows: Sequence[Row]) -> list[str]:
     """The columns that any row has, in the order in which they first appear."""
     return list(dict.fromkeys(name for row in rows for name in row))
@@ -33,6 +40,7 @@ def columns_of(rows: Sequence[Row]) -> list[str]:
 def read_rows(path: Path) -> list[dict[str, str]]:
     """The rows of a .csv or .tsv (with a header), .jsonl or .parquet file, every value as text.
 
+    `write_rows` gives a row's numbers, dates, nulls and the like their kinds back where the form has them.
     Raises BadInput, with the line, for a row that does not fit its header or is no JSON object.
     """
     suffix = _suffix(path)
@@ -102,9 +110,12 @@ def _texts(row: Mapping[Any, Any]) -> dict[str, str]:
 
 
 def _text(value: object) -> str:
-    if value is None:
-        return ""
-    return json.dumps(value, default=str) if isinstance(value, dict | list) else str(value)
+    if isinstance(value, str):
+        return value
+    is_nested = isinstance(value, dict | list)
+    cell = _Cell(json.dumps(value, default=str) if is_nested else "" if value is None else value)
+    cell.value = value
+    return cell
 
 
 # --- out -------------------------------------------------------------------------------------
@@ -138,32 +149,60 @@ def write_rows(path: Path, rows: Sequence[Mapping[str, Any]], columns: Sequence[
     if suffix == _PARQUET:
         data = _as_parquet(columns, rows)
     elif suffix in _LINES:
-        data = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
+        data = "".join(map(_json_line, rows)).encode()
     else:
         data = _as_csv(columns, rows, tabs=suffix in _TABS)
     publish_made(path, data, READABLE)
+
+
+def _json_line(row: Mapping[str, Any]) -> str:
+    said = {name: _json_value(value) for name, value in row.items()}
+    return json.dumps(said, ensure_ascii=False) + "\n"
+
+
+def _json_value(value: object) -> object:
+    """What was read, or its text where JSON has no such value."""
+    if not isinstance(value, _Cell):
+        return value
+    try:
+        json.dumps(value.value, ensure_ascii=False, allow_nan=False).encode()
+    except (TypeError, ValueError):
+        return str(value)
+    return value.value
 
 
 def _as_parquet(columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> bytes:
     import pyarrow as pa
 
     parquet = _parquet()
-    arrays = {
-        name: pa.array([row.get(name) for row in rows], _type(name, rows)) for name in columns
-    }
+    texts = {name: [_plain(row.get(name)) for row in rows] for name in columns}
+    kinds = {name: _column([_read(row.get(name)) for row in rows], texts[name]) for name in columns}
     sink = io.BytesIO()
-    parquet.write_table(pa.table(arrays), sink)
+    try:
+        parquet.write_table(pa.table(kinds), sink)
+    except (ValueError, NotImplementedError):  # Parquet lacks a kind: objects without a key, say
+        sink = io.BytesIO()
+        parquet.write_table(pa.table({n: _column(of, of) for n, of in texts.items()}), sink)
     return sink.getvalue()
 
 
-def _type(name: str, rows: Sequence[Mapping[str, Any]]) -> Any:
-    """Numbers stay numbers; a column without any value is one of texts."""
+def _column(values: Sequence[object], texts: Sequence[object]) -> Any:
+    """Values of one kind, or texts where they are of several; without any value it is one of texts."""
     import pyarrow as pa
 
-    kinds = {type(row.get(name)) for row in rows}
-    if float in kinds:
-        return pa.float64()
-    return pa.int64() if int in kinds else pa.string()
+    try:
+        found = pa.array(values)
+    except (TypeError, ValueError, OverflowError):
+        found = pa.array(texts, pa.string())
+    return found.cast(pa.string()) if pa.types.is_null(found.type) else found
+
+
+def _read(value: object) -> object:
+    return value.value if isinstance(value, _Cell) else value
+
+
+def _plain(value: object) -> object:
+    return str(value) if isinstance(value, _Cell) else value
 
 
 def _as_csv(columns: Sequence[str], rows: Sequence[Mapping[str, Any]], *, tabs: bool) -> bytes:

@@ -163,6 +163,13 @@ def test_the_surest_of_several_answers_is_kept() -> None:
     assert run(Stage(answers), Method.MAP_RERANK)[0] == "At nine."
 
 
+def test_not_knowing_is_an_answer_and_an_empty_text_is_none() -> None:
+    def answers(text: str) -> tuple[str, float]:
+        return ("", -0.1) if "boat" in text else ("I do not know.", -0.9)
+
+    assert run(Stage(answers), Method.MAP_RERANK)[0] == "I do not know."
+
+
 def test_reducing_asks_about_summaries_that_say_something() -> None:
     def answers(text: str) -> tuple[str, float]:
         if "Write down" not in text:

@@ -100,9 +100,11 @@ def test_rows_that_are_done_are_handed_over_at_an_early_end(model: Path, tmp_pat
 
 def test_the_command_keeps_errors_beside_their_rows(model: Path, tmp_path: Path) -> None:
     """Two engines share one store; a text that is too long and an empty one fail alone."""
+    parquet = pytest.importorskip("pyarrow.parquet")
     data, out = tmp_path / "rows.jsonl", tmp_path / "out.parquet"
     texts = [f"Harbour {number}. " * 20 for number in range(8)] + ["x" * 4000, ""]
-    data.write_text("".join(json.dumps({"text": text, "error": "theirs"}) + "\n" for text in texts))
+    told = [{"text": text, "error": "theirs", "id": at} for at, text in enumerate(texts)]
+    data.write_text("".join(json.dumps(row) + "\n" for row in told))
     options = ("--model", model, "--actors", "2", "--cpus", "0.5", "--batch-rows", "3")
     done = run(tmp_path, "batch", "prefill", data, "-o", out, *options, "--json")
     assert done.code == 0, done.err
@@ -111,6 +113,7 @@ def test_the_command_keeps_errors_beside_their_rows(model: Path, tmp_path: Path)
     written = read_rows(out)
     assert [row["text"] for row in written] == texts
     assert {row["error"] for row in written} == {"theirs"}
+    assert parquet.read_table(out)["id"].to_pylist() == list(range(10)), "a number stays one"
     assert [bool(row["kdn_error"]) for row in written] == 8 * [False] + [True, True]
     with kdn.open(model, home=tmp_path) as own:
         match, num_tokens = own.lookup(texts[0])

@@ -140,12 +140,18 @@ def _map_rerank(
     max_tokens: int,
     show: Show | None,
 ) -> Synthesis:
-    """The surest answer: that of the highest mean log-probability, of those that say something."""
+    """The surest answer, by mean log-probability, of those that say something.
+
+    Where none does, the surest that says so: an empty text only where all are empty.
+    """
     begun_s = clock.now()
     answers = calls.run([answer_call(question, [part], max_tokens) for part in parts])
-    best = max(
-        range(len(answers)), key=lambda i: (_says_something(answers[i]), answers[i].mean_logprob)
-    )
+
+    def worth(i: int) -> tuple[bool, bool, float]:
+        one = answers[i]
+        return _says_something(one), bool(one.text.strip()), one.mean_logprob
+
+    best = max(range(len(answers)), key=worth)
     if show is not None:
         show(answers[best].text)
     total_ms = 1000 * (clock.now() - begun_s)

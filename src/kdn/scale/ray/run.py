@@ -158,7 +158,7 @@ def _collect(
 
 def _data(ray: Any, rows: Sequence[Row], job: BatchJob, settings: BatchSettings) -> Any:
     items = [
-        {_NUMBER: number, _ROW: msgspec.json.encode(row).decode()}
+        {_NUMBER: number, _ROW: msgspec.json.encode(row, enc_hook=str).decode()}
         for number, row in enumerate(rows)
     ]
     blocks = -(-len(items) // settings.batch_rows)
