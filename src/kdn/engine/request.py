@@ -186,7 +186,7 @@ class RunningRequest:
 
     def leave_group(self) -> None:
         """Wait for room alone from now on: the others of its group were let in, and may have ended."""
-        self.request = replace(self.request, group=None, group_size=1)
+        self.request = self.request.alone()
 
     def move(self, to: RequestState) -> None:
         """Go over to another state. Raises AssertionError for a move that the table does not have."""
