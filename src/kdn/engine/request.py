@@ -91,7 +91,7 @@ class RunningStream:
             return
         try:
             self._listener(item)
-        except Exception:  # noqa: BLE001  callers' code may fail in any way
+        except BaseException:  # noqa: BLE001  callers' code may fail in any way, and call sys.exit
             _log.exception("a listener failed; its request is cancelled")
             self._listener = _ignore
             self.cancel()
@@ -108,6 +108,7 @@ class RunningStream:
             if isinstance(item, Exception):
                 raise item
             yield item
+        self._items.put(None)  # one that reads on must not wait
 
 
 def _ignore(_item: Item) -> None:

@@ -139,7 +139,9 @@ class RequestQueue:
                 continue
             members = [job]
             if job.group is not None:
-                members = [one for one in ordered if one.group == job.group and one.id in self._jobs]
+                members = [
+                    one for one in ordered if one.group == job.group and one.id in self._jobs
+                ]
             if not fits(members):
                 break
             for member in members:
@@ -192,8 +194,7 @@ class RequestQueue:
         return [
             job
             for job in ordered
-            if job.group is None
-            or here[job.group] + self._gone.get(job.group, 0) >= job.group_size
+            if job.group is None or here[job.group] + self._gone.get(job.group, 0) >= job.group_size
         ]
 
     def check(self) -> None:
