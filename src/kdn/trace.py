@@ -6,13 +6,16 @@ never asks whether anybody listens.
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections import Counter, deque
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
-__all__ = ["Event", "NoTrace", "Recorder", "Tee", "Trace", "Value"]
+__all__ = ["Event", "GuardedTrace", "NoTrace", "Recorder", "Tee", "Trace", "Value"]
+
+_log = logging.getLogger(__name__)
 
 Value = str | int | float | bool | None
 
@@ -39,11 +42,25 @@ class NoTrace:
         return None
 
 
+class GuardedTrace:
+    """Passes events on to a trace, and stops doing so when it fails: a trace costs nobody an answer."""
+
+    def __init__(self, trace: Trace) -> None:
+        self._trace = trace
+
+    def event(self, name: str, **fields: Value) -> None:
+        try:
+            self._trace.event(name, **fields)
+        except Exception:  # noqa: BLE001  callers' traces may fail in any way
+            _log.exception("a trace failed; it is told nothing more")
+            self._trace = NoTrace()
+
+
 class Tee:
-    """Tells every event to several listeners, in order."""
+    """Tells every event to several listeners, in order. One that raises is told no more; the others are."""
 
     def __init__(self, *listeners: Trace) -> None:
-        self._listeners = listeners
+        self._listeners = tuple(map(GuardedTrace, listeners))
 
     def event(self, name: str, **fields: Value) -> None:
         for listener in self._listeners:

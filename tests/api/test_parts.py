@@ -18,7 +18,7 @@ from kdn.rag import Part
 from kdn.reuse import lossy_recipe
 from kdn.reuse.blend import AttendedRows, one_layer
 from kdn.store import open_store
-from kdn.trace import Recorder
+from kdn.trace import Recorder, Value
 
 TEXT = "The lamp is lit at dusk. " * 8
 
@@ -143,6 +143,25 @@ def test_reuse_is_checked(reuse: kdn.api.Reuse, ratio: float | None, why: str) -
 def test_reuse_becomes_an_option_of_the_request() -> None:
     assert blending("exact") == ()
     assert blending("blend", 0.5, "papers") == (Blend(0.5, "papers"),)
+
+
+class BadTrace(Recorder):
+    def event(self, name: str, **fields: Value) -> None:
+        raise OSError("the disk of traces is full")
+
+
+def test_a_trace_that_raises_costs_no_background_work(
+    tiny_model: Callable[..., Path], tmp_path: Path
+) -> None:
+    """The lamp is the prefix of the first answer; the fire is stored behind the prelude afterwards."""
+    model, config = tiny_model(max_position_embeddings=2048), load_config({}, home=tmp_path)
+    texts = [TEXT, TEXT.replace("lamp", "fire")]
+    with kdn.open(model, config=config, dtype="float32", trace=BadTrace()) as k:
+        assert k.generate("?", texts, max_tokens=1, reuse="blend").usage.blended == 0
+        k.catch_up()
+        match, wanted = k.lookup(texts[1])
+        assert match.num_tokens == wanted
+        k.check()
 
 
 def test_the_same_model_over_another_store_shares_no_blocks(k: kdn.Kdn) -> None:

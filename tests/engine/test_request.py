@@ -92,6 +92,12 @@ def test_ending_closes_the_stream_once(intake: Intake) -> None:
         running.end(S.FINISHED, running.finish(FinishReason.STOP, 0.0))
 
 
+def test_a_stream_that_was_read_to_its_end_holds_nothing_more() -> None:
+    stream = RunningStream(lambda: None)
+    stream.push(Token(5, "a"), None)
+    assert [list(stream), list(stream), list(stream)] == [[Token(5, "a")], [], []]
+
+
 def test_a_listener_hears_what_came_before_it(intake: Intake) -> None:
     stream, heard = new(intake).stream, list[object]()
     stream.push(Token(5, "a"))

@@ -80,6 +80,17 @@ def test_a_group_goes_in_together_or_not_at_all() -> None:
     assert names(waiting.admit(7, room.fits)) == ["g1", "g2"]
 
 
+def test_half_a_group_takes_no_place_in_a_pack() -> None:
+    """A pass holds 8 missing tokens: the 10 of half a group would fill it, and let nobody in."""
+    waiting, room = RequestQueue(Fcfs()), Room(100)
+    waiting.add(job("g1", 1, 10, group="g"))
+    waiting.add(job("other", 2, 3))
+    assert names(waiting.admit(3, room.fits, pack_tokens=8)) == ["other"]
+    waiting.add(job("g2", 4, 1, group="g"))
+    assert names(waiting.admit(5, room.fits, pack_tokens=8)) == ["g1", "g2"]
+    waiting.check()
+
+
 def test_a_removed_job_is_gone() -> None:
     waiting = RequestQueue(Fcfs())
     waiting.add(job("a", 1))

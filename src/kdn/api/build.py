@@ -37,7 +37,7 @@ from kdn.rank import adapter_folders, layout_adapters
 from kdn.reuse.why import Explainer
 from kdn.schedule import RequestQueue, make_policy
 from kdn.store import LookupRecorder, Store
-from kdn.trace import Recorder, Tee, Trace
+from kdn.trace import GuardedTrace, Recorder, Tee, Trace
 
 __all__ = [
     "join",
@@ -138,12 +138,12 @@ def join(
     Raises BadConfig for a codec whose loss is not known to be within the limit that was set.
     """
     store, prompts, names = common.store, Prompts(model), model.fingerprints
-    shape = kv_shape(model)
-    calibration = _calibration(model, attention, config, clock, trace)
+    shape, guarded = kv_shape(model), GuardedTrace(trace)
+    calibration = _calibration(model, attention, config, clock, guarded)
     ended = EndedRequests()
     queue = RequestQueue(make_policy(config.engine.policy, calibration.jct))
-    reuse = join_reuse(model, shape, calibration, common, queue, ended.note, config, clock, trace)
-    idle = Idle(clock, trace)
+    reuse = join_reuse(model, shape, calibration, common, queue, ended.note, config, clock, guarded)
+    idle = Idle(clock, guarded)
     engine = Engine(
         model,
         attention,
@@ -151,13 +151,13 @@ def join(
         _limits(config, common),
         clock,
         queue,
-        Tee(trace, reuse.speeds, ended, idle),
+        Tee(guarded, reuse.speeds, ended, idle),
         pool=common.pool,
     )
     common.engines.append(engine)
     is_idle = partial(all_idle, common.engines)
     store.queues.give_way(is_idle)
-    work = _idle_work(config, calibration, reuse, ended, idle, trace)
+    work = _idle_work(config, calibration, reuse, ended, idle, guarded)
     idle.start(engine, is_idle, work)
     return Parts(
         name=name or model.name,

@@ -22,7 +22,7 @@ from kdn.model.attention import Attention, FusedAttention, TorchAttention
 from kdn.model.folder import FindKernels
 from kdn.model.kernels import KernelAttention, Kernels, NoKernel, load_floats
 from kdn.model.kernels import load as load_kernels
-from kdn.trace import Trace
+from kdn.trace import GuardedTrace, Trace
 
 __all__ = ["KernelFinders", "load", "prepared"]
 
@@ -50,7 +50,7 @@ def prepared(models: Sequence[str | Path], config: Config, trace: Trace) -> Kern
     keep_freed()
     for model in models:
         resolve(model, config.home)  # a wrong name must not wait for a compiler
-    folder = config.home / "kernels"
+    folder, trace = config.home / "kernels", GuardedTrace(trace)
     return KernelFinders(
         functools.cache(partial(_found, load_kernels, folder, trace)),
         functools.cache(partial(_found, load_floats, folder, trace)),

@@ -20,6 +20,7 @@ from kdn.rag.metis import (
     RuleProfiler,
     SpokenToken,
 )
+from kdn.trace import GuardedTrace
 
 __all__ = ["OpenModelProfiles", "make_profiler"]
 
@@ -44,7 +45,7 @@ def make_profiler(parts: Parts) -> Profiler:
             try:
                 return ClassifierProfiler()
             except ProfileFailed as why:
-                parts.trace.event("metis.classifier", why=str(why))
+                GuardedTrace(parts.trace).event("metis.classifier", why=str(why))
                 return RuleProfiler()
 
 

@@ -10,6 +10,7 @@ from typing import Protocol
 from kdn.api.answers import Answer
 from kdn.api.queries import Query, QueryOptions
 from kdn.core import Finish, StreamEvent, Token
+from kdn.errors import EngineFailed
 
 __all__ = ["AskLibrary", "QueryStream"]
 
@@ -42,6 +43,8 @@ class QueryStream:
             self.answer = self._ask(self._question, self._options, self._show, self._query)
         except Exception as error:  # noqa: BLE001 - it goes on on the event loop
             self._push(error)
+        except BaseException as error:  # noqa: BLE001 - a panic of a library: the caller must hear of it
+            self._push(EngineFailed(f"the query failed: {error!r}"))
         else:
             self._push(Finish(self.answer.finish_reason, self.answer.usage))
         self._push(None)
@@ -55,7 +58,8 @@ class QueryStream:
 
     def on_event(self, listener: Callable[[_Pushed], None]) -> None:
         with self._lock:
-            for pushed in self._early:
+            early, self._early = self._early, [one for one in self._early if one is None]
+            for pushed in early:
                 listener(pushed)
             self._listener = listener
 
@@ -78,7 +82,7 @@ class QueryStream:
 
     def _push(self, pushed: _Pushed) -> None:
         with self._lock:
-            if self._listener is None:
+            if self._listener is None or pushed is None:  # the end is there for later readers, too
                 self._early.append(pushed)
-            else:
+            if self._listener is not None:
                 self._listener(pushed)

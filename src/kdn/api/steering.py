@@ -76,7 +76,7 @@ def steer_report(
     without it.  Nothing of it is retained.
     """
     steer = request.option(Steer) or Steer()
-    asked = replace(request, retention=Retention.NOTHING)
+    asked = replace(request.alone(), retention=Retention.NOTHING)
     steered_as = replace(steer, asked_to=steer.asked_to or request.prompt.num_tokens)
     plain, steered = [], []
     for number in range(max(min(len(drawn), _COMPARED), 1)):

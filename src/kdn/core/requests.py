@@ -286,6 +286,13 @@ class Request:
             self, techniques=tuple(one for one in self.techniques if not isinstance(one, kinds))
         )
 
+    def alone(self) -> Request:
+        """The request outside its group: it is let in without waiting for the others.
+
+        What is asked once more of a request, or because of it, must not wait for a group that has ended.
+        """
+        return replace(self, group=None, group_size=1)
+
 
 @dataclass(frozen=True)
 class TokenProb:

@@ -30,7 +30,7 @@ from kdn.model import LoadedModel
 from kdn.model.arithmetic import holds_bits
 from kdn.model.attention import Attention
 from kdn.schedule import Fcfs, RequestQueue
-from kdn.trace import NoTrace, Trace, Value
+from kdn.trace import GuardedTrace, NoTrace, Trace
 
 __all__ = ["Engine", "EngineStat"]
 
@@ -85,7 +85,7 @@ class Engine:
         self._model = model
         self._limits = limits
         self._clock = clock
-        self._trace = _GuardedTrace(trace or NoTrace())
+        self._trace = GuardedTrace(trace or NoTrace())
         self._intake = Intake(model, limits, clock, seed)
         self._inbox: queue.SimpleQueue[RunningRequest] = queue.SimpleQueue()
         self._wake = threading.Event()
@@ -217,47 +217,49 @@ class Engine:
         try:
             with self._turn, torch.inference_mode():
                 return self._loop.step()
-        except Exception as error:  # noqa: BLE001  the engine outlives it, whatever it is
+        except BaseException as error:  # a panic of a library in Rust, too, and sys.exit
+            if self._thread is None and not isinstance(error, Exception):
+                raise  # a stop, which is meant for the caller's thread
             _log.exception("the engine's loop failed")
             self._begin_again(error)
             return False
 
     def _run(self) -> None:
-        while self.is_running:
-            wanted = self._most if self._cores is None else self._cores.threads()
-            if wanted != torch.get_num_threads():
-                compute_with(wanted)
-            if wanted != torch.get_num_threads():  # torch computes with another library
-                torch.set_num_threads(wanted)
-            self._wake.clear()
-            if not self.step():
-                give_up_workers()  # they slow down those of another engine
-                self._wake.wait()
+        try:
+            while self.is_running:
+                _compute_with(self._most if self._cores is None else self._cores.threads())
+                self._wake.clear()
+                if not self.step():
+                    give_up_workers()  # they slow down those of another engine
+                    self._wake.wait()
+        except BaseException as error:  # noqa: BLE001  a thread that ends unheard leaves callers waiting
+            _log.exception("the engine's thread failed")
+            self._stop_for_good(f"because its thread failed: {error!r}", error)
 
-    def _begin_again(self, error: Exception) -> None:
+    def _begin_again(self, error: BaseException) -> None:
         """Fail all requests and start an empty loop, or stop for good when it failed too often."""
         self._note_failure()
-        failure = EngineFailed(f"the engine failed and begins again: {error!r}; ask again")
-        begins_again = len(self._failures) <= _MAX_FAILURES
-        if not begins_again:
-            failure = EngineFailed(
-                f"the engine stopped after {len(self._failures)} failures in "
-                f"{_FAILURES_WITHIN_S:.0f} s, the last was {error!r}; restart the program"
-            )
-            self._stop(failure)
-        failure.__cause__ = error
-        self._trace.event("engine.restart" if begins_again else "engine.stop", why=repr(error))
-        self._fail_all(failure)
-        self._budget.clear()
-        self._budget.waits_no_more()
-        if begins_again:
-            self._loop = self._new_loop()
+        if len(self._failures) > _MAX_FAILURES:
+            times = f"{len(self._failures)} failures in {_FAILURES_WITHIN_S:.0f} s"
+            self._stop_for_good(f"after {times}, the last was {error!r}", error)
             return
+        failure = EngineFailed(f"the engine failed and begins again: {error!r}; ask again")
+        failure.__cause__ = error
+        self._trace.event("engine.restart", why=repr(error))
+        self._fail_all(failure)
+        self._loop = self._new_loop()
+
+    def _stop_for_good(self, why: str, error: BaseException) -> None:
+        failure = EngineFailed(f"the engine stopped {why}; restart the program")
+        failure.__cause__ = error
+        self._stop(failure)
+        self._trace.event("engine.stop", why=repr(error))
+        self._fail_all(failure)
         self.failure = failure
         for listener in self._when_stopped:
             try:
                 listener(failure)
-            except Exception:  # noqa: BLE001  the others must hear of it too
+            except BaseException:  # noqa: BLE001  the others must hear of it too
                 _log.exception("a listener of the engine's stop failed")
 
     def _note_failure(self) -> None:
@@ -283,11 +285,20 @@ class Engine:
         self._queue.clear()
         for running in members:
             self._loop.fail(running, error)
+        self._budget.clear()
+        self._budget.waits_no_more()
 
     def _forget(self, running: RunningRequest) -> None:
         with self._lock:
             if self._open.get(running.id) is running:
                 del self._open[running.id]
+
+
+def _compute_with(num_threads: int) -> None:
+    if num_threads != torch.get_num_threads():
+        compute_with(num_threads)
+    if num_threads != torch.get_num_threads():  # torch computes with another library
+        torch.set_num_threads(num_threads)
 
 
 def _bits_hold(model: LoadedModel, attention: Attention) -> bool:
@@ -315,17 +326,3 @@ def _bits_hold(model: LoadedModel, attention: Attention) -> bool:
 def all_idle(engines: Iterable[Engine]) -> bool:
     """Does none of them have a request? Background work of one model takes nothing from another."""
     return all(engine.is_idle() for engine in engines)
-
-
-class _GuardedTrace:
-    """Passes events on to a trace, and stops doing so when it fails: a trace costs nobody an answer."""
-
-    def __init__(self, trace: Trace) -> None:
-        self._trace = trace
-
-    def event(self, name: str, **fields: Value) -> None:
-        try:
-            self._trace.event(name, **fields)
-        except Exception:  # noqa: BLE001  a trace may fail in any way
-            _log.exception("the trace failed; the engine traces no more")
-            self._trace = NoTrace()

@@ -91,7 +91,7 @@ class RunningStream:
             return
         try:
             self._listener(item)
-        except Exception:  # noqa: BLE001  callers' code may fail in any way
+        except BaseException:  # noqa: BLE001  callers' code may fail in any way, and call sys.exit
             _log.exception("a listener failed; its request is cancelled")
             self._listener = _ignore
             self.cancel()
@@ -108,6 +108,7 @@ class RunningStream:
             if isinstance(item, Exception):
                 raise item
             yield item
+        self._items.put(None)  # one that reads on must not wait
 
 
 def _ignore(_item: Item) -> None:
@@ -186,7 +187,7 @@ class RunningRequest:
 
     def leave_group(self) -> None:
         """Wait for room alone from now on: the others of its group were let in, and may have ended."""
-        self.request = replace(self.request, group=None, group_size=1)
+        self.request = self.request.alone()
 
     def move(self, to: RequestState) -> None:
         """Go over to another state. Raises AssertionError for a move that the table does not have."""

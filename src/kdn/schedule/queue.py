@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -131,13 +132,16 @@ class RequestQueue:
             return []
         waiting = self.jobs()
         ordered = self._ordered(waiting, now_ns)
+        ready = self._complete(ordered)
         admitted: list[Job] = []
-        for job in ordered if pack_tokens is None else pack(ordered, pack_tokens, self._patient):
-            if job.id not in self._jobs:
+        for job in ready if pack_tokens is None else pack(ready, pack_tokens, self._patient):
+            if job.id not in self._jobs or (job.group is None and waits(job)):
                 continue
-            members = self._members(job, ordered)
-            if members is None or (job.group is None and waits(job)):
-                continue
+            members = [job]
+            if job.group is not None:
+                members = [
+                    one for one in ordered if one.group == job.group and one.id in self._jobs
+                ]
             if not fits(members):
                 break
             for member in members:
@@ -184,14 +188,14 @@ class RequestQueue:
         self._held_back.add(job.id)
         return True
 
-    def _members(self, job: Job, ordered: Sequence[Job]) -> list[Job] | None:
-        if job.group is None:
-            return [job]
-        members = [
-            other for other in ordered if other.group == job.group and other.id in self._jobs
+    def _complete(self, ordered: Sequence[Job]) -> list[Job]:
+        """Those whose group has come whole: the others must take no place in a pass that they cannot join."""
+        here = Counter(job.group for job in ordered)
+        return [
+            job
+            for job in ordered
+            if job.group is None or here[job.group] + self._gone.get(job.group, 0) >= job.group_size
         ]
-        complete = len(members) + self._gone.get(job.group, 0) >= job.group_size
-        return members if complete else None
 
     def check(self) -> None:
         """Audit the accounts. Raises AssertionError."""

@@ -20,7 +20,7 @@ from kdn.store.tiers.remote.tier import RemoteSettings, RemoteTier
 from kdn.store.tiers.seal import KeyRing
 from kdn.store.tiers.tier import ManagedTier
 from kdn.store.writer import WorthWriting
-from kdn.trace import NoTrace, Trace
+from kdn.trace import GuardedTrace, NoTrace, Trace
 
 __all__ = ["FarSettings", "open_store"]
 
@@ -56,7 +56,7 @@ def open_store(
     is worth writing behind to the tier of a name, `ttl_of` how long one is worth retaining unused in memory
     or on the disk.
     """
-    clock, trace = clock or SystemClock(), trace or NoTrace()
+    clock, trace = clock or SystemClock(), GuardedTrace(trace or NoTrace())
     limits = TenantsLimits(folder, clock)
     persistent_pins = PersistentPins(folder, clock)
     rules = _with_decided(rules, limits)

@@ -32,6 +32,7 @@ from kdn.model import LoadedModel
 from kdn.model.attention import TorchAttention
 from kdn.reuse import PrefixReuse, Stack
 from kdn.reuse.blend import BlendLayout, BlendReuse, KeyBias, Leading, RatioController
+from kdn.reuse.blend.guard import guarding
 from kdn.store import Store, open_store
 from kdn.trace import Recorder
 from tests.engine.runs import load_tiny, some_tokens
@@ -218,6 +219,20 @@ def test_background_prefills_bring_what_was_lacking(tiny: LoadedModel, tmp_path:
         assert d.reuse.background(first) == []
         _, usage = d.ask(PRELUDE, THREE, TWO, ONE, question(2), techniques=(Blend(0.0),))
         assert (usage.exact, usage.blended, usage.recomputed) == (80, 400, 12)
+
+
+def test_what_is_asked_because_of_a_grouped_request_waits_for_no_group(
+    tiny: LoadedModel, tmp_path: Path
+) -> None:
+    """One of three calls of a query: its documents are prefilled, and its answer compared, one by one."""
+    with desk(tiny, tmp_path / "store") as d:
+        asked = d.request(*ALL, question(1), techniques=(Blend(0.0),), group="query", group_size=3)
+        for one in (*d.reuse.background(asked), guarding(asked)):
+            heard: list[object] = []
+            d.engine.submit(one).on_event(heard.append)
+            while d.engine.step():
+                pass
+            assert heard[-1:] == [None]
 
 
 def test_a_background_prefill_stores_what_its_request_may_read(

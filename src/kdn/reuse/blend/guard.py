@@ -164,9 +164,9 @@ def divergence(full: Mapping[int, float], other: Mapping[int, float]) -> float:
 
 
 def guarding(request: Request) -> Request:
-    """The request as a guard asks it: one token with its alternatives, under a name of its own."""
+    """The request as a guard asks it: one token with its alternatives, alone, under a name of its own."""
     return replace(
-        request,
+        request.alone(),
         id=f"guard-{uuid.uuid4().hex[:8]}",
         sampling=Sampling(max_tokens=1, logprobs=_ALTERNATIVES, ignore_eos=True),
         retention=Retention.NOTHING,

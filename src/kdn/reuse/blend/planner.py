@@ -129,7 +129,7 @@ class BlendReuse(Technique):
         techniques = (Share("exact"), *(() if limits is None else (Prefix(limits.max_kl),)))
         return [
             replace(
-                request,
+                request.alone(),
                 id=f"background-{uuid.uuid4().hex[:8]}",
                 prompt=Prompt((prelude, document, ask)),
                 techniques=techniques,
