@@ -374,6 +374,23 @@ def test_sequences_with_one_prefix_share_one_copy(tiny: LoadedModel) -> None:
     assert not second.started
 
 
+def test_a_small_beginning_is_not_placed_where_another_of_the_pass_loads_it(
+    tiny: LoadedModel,
+) -> None:
+    """60 stored tokens are most of a prompt of 70, which loads them layer by layer, and little of one of 320."""
+    shared = some_tokens(60, 200)
+    kv = run(tiny, Plan(shared)).captured
+    sources = [HeldSource(kv, name="same"), HeldSource(kv, name="same")]
+    bench = Bench(tiny, EngineLimits(1 << 28, max_batch_tokens=128), Reusing(list(sources)))
+    one = (*shared, *some_tokens(10, 200, seed=1))
+    two = (*shared, *some_tokens(260, 200, seed=2))
+    a, b = bench.submit("a", one), bench.submit("b", two)
+    bench.drain()
+    assert (ids(a), ids(b)) == (greedy(tiny, one, 5), greedy(tiny, two, 5))
+    assert bench.trace.count("engine.replan") == 0
+    assert [bool(source.started) for source in sources] == [True, False]
+
+
 class Breaking(NoReuse):
     def plan(self, request: Request) -> Planned:
         if request.id == "broken":

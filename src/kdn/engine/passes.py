@@ -207,7 +207,6 @@ class PrefillQueue:
             if takes_along and not _takes_riders(running):
                 break
             self._in_pass.append(running)
-            self._place_small_prefix(running)
             one = self._slice(running, rows_left, filled)
             if one is None or (slices and not _goes_with(one, slices[0], rows_left)):
                 self._in_pass.pop()
@@ -228,20 +227,14 @@ class PrefillQueue:
                 running.move(RequestState.PREFILLING)
         return self._pass
 
-    def _place_small_prefix(self, running: RunningRequest) -> None:
-        """The pass is plain then: several layers in one call, and others may ride along."""
-        planned, kv = running.planned, running.kv
-        assert planned is not None, "admitted requests have a plan"
-        assert kv is not None, "admitted requests have KV"
-        if _is_to_load(kv.prefix) and not _loads_in_pass(running):
-            fill_prefix(self._decoder, self._attention, planned.plan, kv)
-
     def _slice(
         self, running: RunningRequest, num_rows: int, filled: Sequence[PrefixKV | None]
     ) -> SequenceSlice | None:
         """The next part of a prompt, at most `num_rows` rows; None if not even a block of rows fits.
 
-        The first in a pass fills a prefix that is not complete, for all who share it.
+        The first in a pass fills a prefix that is not complete, for all who share it: as the pass goes
+        along, or, where it is small, before it.  The pass is plain then: several layers in one call, and
+        others may ride along.
         """
         planned, kv, first = running.planned, running.kv, running.num_computed
         assert planned is not None, "admitted requests have a plan"
@@ -254,7 +247,10 @@ class PrefillQueue:
             if stop <= first:
                 return None
         new_prefix = kv.prefix if _is_to_load(kv.prefix) else None
-        if new_prefix is not None and any(new_prefix is one for one in filled):
+        if any(new_prefix is one for one in filled):
+            new_prefix = None
+        if new_prefix is not None and not _loads_in_pass(running):
+            fill_prefix(self._decoder, self._attention, plan, kv)
             new_prefix = None
         if new_prefix is not None:
             new_prefix.start_over()
