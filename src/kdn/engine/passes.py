@@ -11,7 +11,7 @@ from torch import Tensor
 from kdn.core import Plan
 from kdn.engine.batch import SequenceSlice, most_rows
 from kdn.engine.executor import Pass, fill_prefix
-from kdn.engine.kv import PrefixKV
+from kdn.engine.kv import PrefixKV, retains_answer
 from kdn.engine.prompt_scores import SCORED_ROWS
 from kdn.engine.request import RunningRequest
 from kdn.engine.states import RequestState
@@ -39,9 +39,10 @@ class DecodeStep:
         """Make the slices, with at most `guessed_rows` guessed tokens together; `undo` after a failure."""
         for running in self.members:
             assert running.kv is not None, "a decoding request has KV"
-            running.guess(guessed_rows // len(self.members))
-            if running.capture is not None:
-                running.capture.grow(running.kv.num_columns + 1 + len(running.guessed))
+            most = guessed_rows // len(self.members)
+            if running.capture is not None and retains_answer(running):  # all is noted
+                most = min(most, running.capture.stop - running.kv.num_columns - 1)
+            running.guess(most)
             self.before.append(running.kv.suffix.num_columns)
             self.slices.append(
                 SequenceSlice.decode(
