@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
-from kdn.core import Finish, FinishReason, Sampling, Token
-from kdn.engine import EngineLimits, Sampler
+from kdn.clock import ManualClock
+from kdn.core import Finish, FinishReason, Request, Sampling, Token
+from kdn.engine import Engine, EngineLimits, Sampler
 from kdn.errors import BadInput
 from kdn.model import LoadedModel
+from kdn.model.attention import AttentionSlice, BoundAttention, TorchAttention
 from tests.engine.runs import load_tiny
-from tests.engine.test_engine import Bench, finish, prompt_of
+from tests.engine.test_engine import Bench, NoReuse, finish, prompt_of
 from tests.model.reference import forward
 
 LOGITS = torch.tensor([2.0, 1.0, -1.0, 0.5, -2.0])
@@ -111,6 +114,35 @@ def test_company_does_not_change_scores_nor_the_other_way_round(tiny: LoadedMode
         bench.drain()
         found.append(finish(stream).prompt)
     assert found[0] == found[1]
+
+
+class Counting(TorchAttention):
+    """Notes how many rows attend at a time: where all are scored, so many have logits."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rows: list[int] = []
+
+    def bind(self, slices: Sequence[AttentionSlice], cos: Tensor, sin: Tensor) -> BoundAttention:
+        self.rows.append(sum(one.stop - one.start for one in slices))
+        return super().bind(slices, cos, sin)
+
+
+def test_scored_prompts_share_the_logits_of_a_pass(tiny: LoadedModel) -> None:
+    """256 rows have logits: two prompts of 300 are passes of 256, 44 + 128 and 172."""
+    attention, streams = Counting(), []
+    limits = EngineLimits(kv_bytes=32 << 20)
+    engine = Engine(tiny, attention, NoReuse(), limits, ManualClock(), threaded=False)
+    attention.rows.clear()  # the engine asks first whether bits hold
+    for name in ("a", "b"):
+        asked = Sampling(max_tokens=1, ignore_eos=True, prompt_logprobs=0)
+        tokens = tuple(7 * i % 250 for i in range(300))
+        streams.append(engine.submit(Request(name, prompt_of(tokens), asked)))
+    while engine.step():
+        pass
+    assert attention.rows == [256, 44 + 128, 172]
+    assert [len(finish(stream).prompt) for stream in streams] == [300, 300]
+    engine.close()
 
 
 def test_the_stop_string_is_part_of_the_text_where_that_is_asked_for(tiny: LoadedModel) -> None:

@@ -208,7 +208,8 @@ class PrefillQueue:
             if takes_along and not _takes_riders(running):
                 break
             self._in_pass.append(running)
-            one = self._slice(running, rows_left, filled)
+            wanted = sum(len(one.logit_positions) for one in slices)
+            one = self._slice(running, rows_left, SCORED_ROWS - wanted, filled)
             if one is None or (slices and not _goes_with(one, slices[0], rows_left)):
                 self._in_pass.pop()
                 break
@@ -229,9 +230,14 @@ class PrefillQueue:
         return self._pass
 
     def _slice(
-        self, running: RunningRequest, num_rows: int, filled: Sequence[PrefixKV | None]
+        self,
+        running: RunningRequest,
+        num_rows: int,
+        scored_rows: int,
+        filled: Sequence[PrefixKV | None],
     ) -> SequenceSlice | None:
-        """The next part of a prompt, at most `num_rows` rows; None if not even a block of rows fits.
+        """The next part of a prompt, at most `num_rows` rows, and `scored_rows` where each is scored; None
+        if not even a block of rows fits.
 
         The first in a pass fills a prefix that is not complete, for all who share it: as the pass goes
         along, or, where it is small, before it.  The pass is plain then: several layers in one call, and
@@ -242,7 +248,7 @@ class PrefillQueue:
         assert kv is not None, "admitted requests have KV"
         plan, stop = planned.plan, running.request.prompt.num_tokens
         if running.scores is not None:
-            num_rows = min(num_rows, SCORED_ROWS)
+            num_rows = min(num_rows, scored_rows)
         if plan.can_be_cut and stop - first > num_rows:
             stop = _cut(plan, first, stop, num_rows)
             if stop <= first:

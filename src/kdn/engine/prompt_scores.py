@@ -11,7 +11,7 @@ from kdn.model import Tokenizer
 __all__ = ["SCORED_ROWS", "PromptScores"]
 
 SCORED_ROWS = 256
-"""So many rows of such a prompt share a pass: each has logits of the whole vocabulary."""
+"""So many rows of such prompts share a pass: each has logits of the whole vocabulary."""
 
 
 class PromptScores:
