@@ -403,7 +403,7 @@ def test_sequences_with_one_prefix_share_one_copy(tiny: LoadedModel) -> None:
 def test_a_small_beginning_is_not_placed_where_another_of_the_pass_loads_it(
     tiny: LoadedModel,
 ) -> None:
-    """60 stored tokens are most of a prompt of 70, which loads them layer by layer, and little of one of 320."""
+    """60 stored tokens are most of a prompt of 70, which loads them layer by layer, and little of 320."""
     shared = some_tokens(60, 200)
     kv = run(tiny, Plan(shared)).captured
     sources = [HeldSource(kv, name="same"), HeldSource(kv, name="same")]

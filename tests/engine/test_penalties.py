@@ -49,6 +49,45 @@ def test_frequency_counts_and_presence_does_not() -> None:
     assert found == pytest.approx([2.0, 1.5, 1.2])
 
 
+@pytest.mark.parametrize("allowed", [(), (7, 900, 3)])
+def test_many_biases_and_penalties_have_the_bits_of_one_token_after_the_other(
+    allowed: tuple[int, ...],
+) -> None:
+    """1,000 logits; a bias for every third token and two that are cut, and 50 tokens of a prompt."""
+    chance = torch.Generator().manual_seed(0)
+    sizes = 100 * torch.rand(1000, generator=chance, dtype=torch.float64) - 50
+    bias = {token: float(sizes[token]) for token in range(0, 1000, 3)}
+    bias |= {5: -1e300, 6: 1e300}
+    prompt = tuple(range(100, 150)) * 2
+    repeated, said = (1.0, 0.0) if allowed else (1.3, 0.1)
+    sampling = Sampling(
+        max_tokens=1,
+        logit_bias=bias,
+        logprobs=1000,
+        allowed=allowed,
+        raw_logits=True,
+        repetition_penalty=repeated,
+        presence_penalty=said,
+    )
+    sampler, drawn = Sampler(sampling, 0, prompt_ids=prompt), list[int]()
+    for _ in range(3):
+        logits = torch.randn(len(allowed) or 1000, generator=chance)
+        wanted = logits.clone()
+        for token, wished in bias.items():
+            if not allowed or token in allowed:
+                wanted[allowed.index(token) if allowed else token] += min(max(wished, -1e30), 1e30)
+        for token in sorted({*prompt, *drawn}) if repeated > 1 else ():
+            wanted[token] = (
+                wanted[token] / repeated if wanted[token] > 0 else wanted[token] * repeated
+            )
+        for token in drawn if said else ():
+            wanted[token] -= said
+        found = sampler.draw(logits)
+        named = allowed or range(1000)
+        assert dict(found.alternatives) == dict(zip(named, wanted.tolist(), strict=True))
+        drawn = sorted({*drawn, found.token_id})
+
+
 def test_no_end_is_drawn_too_soon() -> None:
     """Token 0, the likeliest, ends the answer: it is barred for two tokens, as transformers bars it."""
     transformers = pytest.importorskip("transformers")

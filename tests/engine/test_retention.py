@@ -165,7 +165,7 @@ def test_what_was_handed_over_takes_no_memory_while_the_answer_grows(tiny: Loade
 
 
 def test_an_answer_is_due_when_its_block_is_full(tiny: LoadedModel) -> None:
-    """Ten shared tokens and three of a question are before it: of 254 tokens 253 have KV, and fill 10..266."""
+    """Ten shared tokens and three of a question go before: 253 of 254 tokens have KV, and fill 10..266."""
     made = running(tiny, request(Retention.ALL))
     drop_handed_over(made)
     assert made.capture is not None
