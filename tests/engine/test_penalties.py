@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from kdn.clock import ManualClock
 from kdn.core import Finish, FinishReason, Request, Sampling, Token
 from kdn.engine import Engine, EngineLimits, Sampler
 from kdn.errors import BadInput
-from kdn.model import LoadedModel
+from kdn.model import LoadedModel, Tokenizer
 from kdn.model.attention import AttentionSlice, BoundAttention, TorchAttention
 from tests.engine.runs import load_tiny
 from tests.engine.test_engine import Bench, NoReuse, finish, prompt_of
@@ -153,6 +154,34 @@ def test_company_does_not_change_scores_nor_the_other_way_round(tiny: LoadedMode
         bench.drain()
         found.append(finish(stream).prompt)
     assert found[0] == found[1]
+
+
+class Naming(Tokenizer):
+    """Counts the tokens that it names."""
+
+    num_named = 0
+
+    def token_text(self, token_id: int) -> str:
+        self.num_named += 1
+        return super().token_text(token_id)
+
+
+def test_a_scored_prompt_is_spelled_out_where_it_is_read(tiny: LoadedModel) -> None:
+    """Each of 40 tokens but the first has two alternatives: 78 names at most, and no step of the engine waits for one."""
+    tokenizer = Naming(tiny.tokenizer.definition, eos_ids=())
+    bench = Bench(replace(tiny, tokenizer=tokenizer))
+    asked = Sampling(max_tokens=300, ignore_eos=True, prompt_logprobs=2)
+    read, gone = (bench.submit(name, tuple(range(40)), sampling=asked) for name in "ab")
+    for _ in range(4):
+        bench.engine.step()
+    gone.cancel()
+    bench.drain()
+    assert finish(gone).prompt == ()
+    end = finish(read)
+    assert tokenizer.num_named == 0
+    named = {one.token_id: one.text for token in end.prompt for one in token.alternatives}
+    assert tokenizer.num_named == len(named) <= 78
+    assert named == {token: tiny.tokenizer.token_text(token) for token in named}
 
 
 class Counting(TorchAttention):
