@@ -315,6 +315,32 @@ def test_what_is_kept_is_the_shared_part_then_the_rest(tiny: LoadedModel) -> Non
     assert (both - whole).abs().max() < 1e-4
 
 
+def test_a_long_answer_is_handed_over_block_by_block_in_the_memory_reserved(
+    tiny: LoadedModel,
+) -> None:
+    """A token's KV is 2 layers x 2 x 2 heads x 16 x 4 bytes = 512 bytes.  Ten tokens and an answer of 500
+    have 512 columns reserved, and 256 for what is noted."""
+    tokens = some_tokens(10, 200)
+    bench = Bench(tiny)
+    before = bench.engine.free_kv()
+    stream = bench.submit("a", tokens, max_tokens=500, retention=Retention.ALL)
+    bench.engine.step()
+    assert before - bench.engine.free_kv() == (512 + 256) * 512
+    bench.drain()
+    answer = ids(stream)
+    first, second = bench.planner.kept
+    assert [(one.start, len(one.token_ids)) for one in (first, second)] == [(0, 256), (256, 509)]
+    assert second.token_ids == (*tokens, *answer[:-1])
+    assert all(one.kv.untyped_storage().nbytes() == 256 * 512 for one in (first, second))
+    whole = run(tiny, Plan(second.token_ids)).captured
+    assert (torch.cat((first.kv, second.kv), dim=2) - whole).abs().max() < 1e-4
+
+    dull = Bench(tiny, EngineLimits(1 << 28, speculative_tokens=0))
+    alone = dull.submit("a", tokens, max_tokens=500)
+    dull.drain()
+    assert ids(alone) == answer
+
+
 @pytest.mark.parametrize(("retention", "pieces"), [(Retention.NOTHING, 0), (Retention.SHARED, 1)])
 def test_no_more_is_kept_than_was_asked(
     retention: Retention, pieces: int, tiny: LoadedModel
@@ -372,6 +398,23 @@ def test_sequences_with_one_prefix_share_one_copy(tiny: LoadedModel) -> None:
     assert (ids(a), ids(b)) == (greedy(tiny, one, 12), greedy(tiny, two, 6))
     assert first.started
     assert not second.started
+
+
+def test_a_small_beginning_is_not_placed_where_another_of_the_pass_loads_it(
+    tiny: LoadedModel,
+) -> None:
+    """60 stored tokens are most of a prompt of 70, which loads them layer by layer, and little of 320."""
+    shared = some_tokens(60, 200)
+    kv = run(tiny, Plan(shared)).captured
+    sources = [HeldSource(kv, name="same"), HeldSource(kv, name="same")]
+    bench = Bench(tiny, EngineLimits(1 << 28, max_batch_tokens=128), Reusing(list(sources)))
+    one = (*shared, *some_tokens(10, 200, seed=1))
+    two = (*shared, *some_tokens(260, 200, seed=2))
+    a, b = bench.submit("a", one), bench.submit("b", two)
+    bench.drain()
+    assert (ids(a), ids(b)) == (greedy(tiny, one, 5), greedy(tiny, two, 5))
+    assert bench.trace.count("engine.replan") == 0
+    assert [bool(source.started) for source in sources] == [True, False]
 
 
 class Breaking(NoReuse):

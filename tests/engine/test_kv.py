@@ -13,8 +13,8 @@ from kdn.engine.budget import ResidentStat
 SHAPE = KvShape(num_layers=2, num_kv_heads=1, head_dim=4, dtype="float32")
 
 
-def prefix(name: str, *, complete: bool = True) -> PrefixKV:
-    made = PrefixKV(name, 10, SHAPE, torch.float32, "cpu")
+def prefix(name: str, *, complete: bool = True, num_columns: int = 10) -> PrefixKV:
+    made = PrefixKV(name, num_columns, SHAPE, torch.float32, "cpu")
     for layer in range(SHAPE.num_layers if complete else 1):
         made.layer_done(layer)
     return made
@@ -47,6 +47,19 @@ def test_unused_prefixes_go_oldest_first_and_used_ones_stay() -> None:
     assert pool.find("a") is None
     assert pool.find("b") is b
     assert pool.find("c") is c
+
+
+def test_one_that_is_larger_than_the_room_for_all_takes_none_along() -> None:
+    """Two of 6,144 bytes lie in room for 13,000; one of 2 x 2 x (192 + 32) x 4 x 4 = 14,336 does not."""
+    pool = PrefixPool(idle_bytes=13_000)
+    small, large = [prefix("a"), prefix("b")], prefix("large", num_columns=150)
+    assert large.size_bytes == 14_336
+    for one in (*small, large):
+        pool.hold(one)
+    for one in (*small, large):
+        pool.release(one)
+    assert pool.find("large") is None
+    assert [pool.find(one.name) for one in small] == small
 
 
 def test_a_pool_counts_what_is_complete_and_who_found_it_there() -> None:

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
-from kdn.core import Finish, FinishReason, Sampling, Token
-from kdn.engine import EngineLimits, Sampler
+from kdn.clock import ManualClock
+from kdn.core import Finish, FinishReason, Request, Sampling, Token
+from kdn.engine import Engine, EngineLimits, Sampler
 from kdn.errors import BadInput
-from kdn.model import LoadedModel
+from kdn.model import LoadedModel, Tokenizer
+from kdn.model.attention import AttentionSlice, BoundAttention, TorchAttention
 from tests.engine.runs import load_tiny
-from tests.engine.test_engine import Bench, finish, prompt_of
+from tests.engine.test_engine import Bench, NoReuse, finish, prompt_of
 from tests.model.reference import forward
 
 LOGITS = torch.tensor([2.0, 1.0, -1.0, 0.5, -2.0])
@@ -44,6 +48,45 @@ def test_frequency_counts_and_presence_does_not() -> None:
     sampler = Sampler(sampling, 0, prompt_ids=(0, 1))
     found = [reported(sampler)[0] for _ in range(3)]
     assert found == pytest.approx([2.0, 1.5, 1.2])
+
+
+@pytest.mark.parametrize("allowed", [(), (7, 900, 3)])
+def test_many_biases_and_penalties_have_the_bits_of_one_token_after_the_other(
+    allowed: tuple[int, ...],
+) -> None:
+    """1,000 logits; a bias for every third token and two that are cut, and 50 tokens of a prompt."""
+    chance = torch.Generator().manual_seed(0)
+    sizes = 100 * torch.rand(1000, generator=chance, dtype=torch.float64) - 50
+    bias = {token: float(sizes[token]) for token in range(0, 1000, 3)}
+    bias |= {5: -1e300, 6: 1e300}
+    prompt = tuple(range(100, 150)) * 2
+    repeated, said = (1.0, 0.0) if allowed else (1.3, 0.1)
+    sampling = Sampling(
+        max_tokens=1,
+        logit_bias=bias,
+        logprobs=1000,
+        allowed=allowed,
+        raw_logits=True,
+        repetition_penalty=repeated,
+        presence_penalty=said,
+    )
+    sampler, drawn = Sampler(sampling, 0, prompt_ids=prompt), list[int]()
+    for _ in range(3):
+        logits = torch.randn(len(allowed) or 1000, generator=chance)
+        wanted = logits.clone()
+        for token, wished in bias.items():
+            if not allowed or token in allowed:
+                wanted[allowed.index(token) if allowed else token] += min(max(wished, -1e30), 1e30)
+        for token in sorted({*prompt, *drawn}) if repeated > 1 else ():
+            wanted[token] = (
+                wanted[token] / repeated if wanted[token] > 0 else wanted[token] * repeated
+            )
+        for token in drawn if said else ():
+            wanted[token] -= said
+        found = sampler.draw(logits)
+        named = allowed or range(1000)
+        assert dict(found.alternatives) == dict(zip(named, wanted.tolist(), strict=True))
+        drawn = sorted({*drawn, found.token_id})
 
 
 def test_no_end_is_drawn_too_soon() -> None:
@@ -111,6 +154,63 @@ def test_company_does_not_change_scores_nor_the_other_way_round(tiny: LoadedMode
         bench.drain()
         found.append(finish(stream).prompt)
     assert found[0] == found[1]
+
+
+class Naming(Tokenizer):
+    """Counts the tokens that it names."""
+
+    num_named = 0
+
+    def token_text(self, token_id: int) -> str:
+        self.num_named += 1
+        return super().token_text(token_id)
+
+
+def test_a_scored_prompt_is_spelled_out_where_it_is_read(tiny: LoadedModel) -> None:
+    """Each of 40 tokens but the first has two alternatives: 78 names at most, and no step of the engine waits for one."""
+    tokenizer = Naming(tiny.tokenizer.definition, eos_ids=())
+    bench = Bench(replace(tiny, tokenizer=tokenizer))
+    asked = Sampling(max_tokens=300, ignore_eos=True, prompt_logprobs=2)
+    read, gone = (bench.submit(name, tuple(range(40)), sampling=asked) for name in "ab")
+    for _ in range(4):
+        bench.engine.step()
+    gone.cancel()
+    bench.drain()
+    assert finish(gone).prompt == ()
+    end = finish(read)
+    assert tokenizer.num_named == 0
+    named = {one.token_id: one.text for token in end.prompt for one in token.alternatives}
+    assert tokenizer.num_named == len(named) <= 78
+    assert named == {token: tiny.tokenizer.token_text(token) for token in named}
+
+
+class Counting(TorchAttention):
+    """Notes how many rows attend at a time: where all are scored, so many have logits."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rows: list[int] = []
+
+    def bind(self, slices: Sequence[AttentionSlice], cos: Tensor, sin: Tensor) -> BoundAttention:
+        self.rows.append(sum(one.stop - one.start for one in slices))
+        return super().bind(slices, cos, sin)
+
+
+def test_scored_prompts_share_the_logits_of_a_pass(tiny: LoadedModel) -> None:
+    """256 rows have logits: two prompts of 300 are passes of 256, 44 + 128 and 172."""
+    attention, streams = Counting(), []
+    limits = EngineLimits(kv_bytes=32 << 20)
+    engine = Engine(tiny, attention, NoReuse(), limits, ManualClock(), threaded=False)
+    attention.rows.clear()  # the engine asks first whether bits hold
+    for name in ("a", "b"):
+        asked = Sampling(max_tokens=1, ignore_eos=True, prompt_logprobs=0)
+        tokens = tuple(7 * i % 250 for i in range(300))
+        streams.append(engine.submit(Request(name, prompt_of(tokens), asked)))
+    while engine.step():
+        pass
+    assert attention.rows == [256, 44 + 128, 172]
+    assert [len(finish(stream).prompt) for stream in streams] == [300, 300]
+    engine.close()
 
 
 def test_the_stop_string_is_part_of_the_text_where_that_is_asked_for(tiny: LoadedModel) -> None:

@@ -27,9 +27,10 @@ from kdn.engine import Capture, EngineLimits
 from kdn.engine.kv import (
     drop_handed_over,
     family_name,
+    has_answer_block,
     retained_answer,
+    retained_blocks,
     retained_prompt,
-    retained_question,
     retains_answer,
     shared_tokens,
     wanted_capture,
@@ -133,8 +134,7 @@ def test_whole_blocks_of_a_question_are_left_before_its_answer_is(tiny: LoadedMo
     asked = replace(request(Retention.ALL), prompt=prompt)
     made = running(tiny, asked, Plan(prompt.token_ids))
     assert made.capture is not None
-    made.capture.grow(284)
-    blocks, answer = retained_question(made), retained_answer(made)
+    blocks, answer = retained_blocks(made), retained_answer(made)
     assert blocks is not None
     assert answer is not None
     assert (blocks.start, len(blocks.token_ids), blocks.is_answer) == (10, 10 + 256, True)
@@ -151,7 +151,7 @@ def test_what_was_handed_over_takes_no_memory_while_the_answer_grows(tiny: Loade
     positions = torch.arange(274)
     rows = positions[:, None, None].expand(-1, 1, 2).float()
     made.capture.note(0, positions, rows, -rows)
-    before = retained_question(made)
+    before = retained_blocks(made)
     assert before is not None
 
     drop_handed_over(made)
@@ -162,6 +162,26 @@ def test_what_was_handed_over_takes_no_memory_while_the_answer_grows(tiny: Loade
     assert (answer.start, len(answer.token_ids)) == (266, 274 + 3)
     assert answer.kv[0, 0, :, 0, 0].tolist() == list(range(266, 277))
     assert before.kv[0, 0, :, 0, 0].tolist() == list(range(10, 266)), "the store's view lives on"
+
+
+def test_an_answer_is_due_when_its_block_is_full(tiny: LoadedModel) -> None:
+    """Ten shared tokens and three of a question go before: 253 of 254 tokens have KV, and fill 10..266."""
+    made = running(tiny, request(Retention.ALL))
+    drop_handed_over(made)
+    assert made.capture is not None
+    assert (made.capture.start, made.capture.stop) == (10, 10 + 256)
+    made.generated = [30] * 253
+    assert not has_answer_block(made)
+    made.generated = [30] * 254
+    assert has_answer_block(made)
+    blocks = retained_blocks(made)
+    assert blocks is not None
+    assert (blocks.start, len(blocks.token_ids), blocks.is_answer) == (10, 266, True)
+    drop_handed_over(made)
+    assert (made.capture.start, made.capture.stop) == (266, 266 + 256)
+    assert not has_answer_block(made)
+    assert retained_answer(made) is None, "all of it was handed over"
+    assert not has_answer_block(running(tiny, request(Retention.SHARED)))
 
 
 def test_a_capture_that_was_handed_over_whole_begins_empty() -> None:
@@ -176,9 +196,9 @@ def test_a_capture_that_was_handed_over_whole_begins_empty() -> None:
 
 
 def test_a_short_question_is_left_with_its_answer(tiny: LoadedModel) -> None:
-    assert retained_question(running(tiny, request(Retention.ALL))) is None
+    assert retained_blocks(running(tiny, request(Retention.ALL))) is None
     long = replace(request(), prompt=Prompt((Segment(Role.QUESTION, (3,) * 397),)))
-    assert retained_question(running(tiny, long, Plan(long.prompt.token_ids))) is None
+    assert retained_blocks(running(tiny, long, Plan(long.prompt.token_ids))) is None
 
 
 def test_an_answer_that_nobody_asked_to_retain_is_none(tiny: LoadedModel) -> None:

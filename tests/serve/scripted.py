@@ -5,8 +5,10 @@ It records everything it did, so that a test can compare what the server reports
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from queue import SimpleQueue
 
@@ -131,9 +133,17 @@ class ScriptedStream:
             total_ms=3.0,
             tiers={"memory": self._exact} if self._exact else {},
         )
-        self.finish = Finish(reason, usage, stop=self._stop)
+        self.finish = Finish(reason, usage, stop=self._stop, spell_prompt=self._spelled)
         self._push(self.finish)
         self._push(None)
+
+    def _spelled(self) -> tuple[Token, ...]:
+        """The prompt's tokens. Raises AssertionError in an event loop, which would wait for them."""
+        with suppress(RuntimeError):
+            asyncio.get_running_loop()
+            raise AssertionError("a prompt is spelled out in the event loop")
+        ids = self.request.prompt.token_ids
+        return tuple(Token(one, chr(one), -0.5 if at else None) for at, one in enumerate(ids))
 
     def _push(self, event: Pushed) -> None:
         with self._lock:

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
+from functools import cached_property
 from numbers import Integral, Real
 from typing import Any, Protocol, TypeVar
 
@@ -364,8 +365,14 @@ class Finish:
     tail: str = ""
     stop: str | None = None
     """The stop string that was met, if one was."""
-    prompt: tuple[Token, ...] = ()
-    """The prompt's tokens with their log-probabilities, where they were asked for; the first has none."""
+    spell_prompt: Callable[[], tuple[Token, ...]] = field(default=tuple, compare=False, repr=False)
+    """Makes `prompt`."""
+
+    @cached_property
+    def prompt(self) -> tuple[Token, ...]:
+        """The prompt's tokens with their log-probabilities, where they were asked for and the request was not
+        cancelled; the first has none. Spelled out when first read, which takes a long prompt seconds."""
+        return self.spell_prompt()
 
 
 StreamEvent = Token | Finish

@@ -228,8 +228,10 @@ class PrefixPool:
         self.shrink(self._idle_bytes)
 
     def shrink(self, idle_bytes: int) -> None:
-        """Drop unused prefixes, oldest first, until at most `idle_bytes` of them remain."""
+        """Drop unused prefixes, oldest first, until at most `idle_bytes` of them remain. One that is larger
+        goes before all: it would take the others along."""
         idle = [prefix for prefix in self._prefixes.values() if prefix.users == 0]
+        idle.sort(key=lambda prefix: prefix.size_bytes <= idle_bytes)
         excess = sum(prefix.size_bytes for prefix in idle) - idle_bytes
         for prefix in idle:
             if excess <= 0:

@@ -51,11 +51,12 @@ __all__ = [
     "drop_handed_over",
     "extents",
     "family_name",
+    "has_answer_block",
     "kv_shape",
     "retained_answer",
+    "retained_blocks",
     "retained_parts",
     "retained_prompt",
-    "retained_question",
     "retains_answer",
     "shared_tokens",
     "wanted_capture",
@@ -210,15 +211,6 @@ class Capture:
         """The first position there is no memory for."""
         return self.start + self._kv.shape[2]
 
-    def grow(self, stop: int) -> None:
-        """Memory for positions up to `stop`. What is written stays."""
-        if stop <= self.stop:
-            return
-        layers, two, _, heads, dim = self._size
-        kv = zeros((layers, two, extents(stop - self.start), heads, dim), self._kv.dtype)
-        kv[:, :, : self._kv.shape[2]] = self._kv
-        self._kv = kv
-
     def drop_before(self, start: int, stop: int) -> None:
         """Give up what lies before `start`. What was noted of [start, stop) stays."""
         if start <= self.start:
@@ -298,8 +290,9 @@ def retained_prompt(running: RunningRequest) -> RetainedKV | None:
 
 
 def retained_parts(running: RunningRequest) -> list[RetainedKV]:
-    """What the store is to be handed of a prompt that is done, as views that live on."""
-    parts = (retained_prompt(running), retained_question(running))
+    """What the store is to be handed of a prompt that is done, or of the answer so far, as views that
+    live on."""
+    parts = (retained_prompt(running), retained_blocks(running))
     if parts[0] is not None and not retains_answer(running):
         running.capture = None  # the answer needs none
     return [part for part in parts if part is not None]
@@ -312,39 +305,55 @@ def retains_answer(running: RunningRequest) -> bool:
     return running.request.retention is Retention.ALL and not is_limited
 
 
-def retained_question(running: RunningRequest) -> RetainedKV | None:
-    """KV of the last segment's whole blocks, once the prompt is done: prompts that begin alike need not
-    wait for the answer. None when there are none, or the answer is not retained."""
+def retained_blocks(running: RunningRequest) -> RetainedKV | None:
+    """KV of the whole blocks of question and answer that were noted: prompts that begin alike need not
+    wait for the answer, nor a long answer for memory. None when there are none, or the answer is not
+    retained."""
     capture = running.capture
     if capture is None or not retains_answer(running):
         return None
-    start, stop = _own_blocks(running, capture)
-    token_ids = running.request.prompt.token_ids[:stop]
+    start, stop = _own_blocks(running, capture, _num_computed(running))
+    token_ids = (*running.request.prompt.token_ids, *running.generated)[:stop]
     recipe = _recipe(running)
     return capture.retained(token_ids, start, recipe, is_answer=True) if stop > start else None
 
 
 def drop_handed_over(running: RunningRequest) -> None:
-    """Give up, once the store was handed them, the rows of the prompt that the answer does not need again.
+    """Give up, once the store was handed them, the rows that it needs not be handed again.
 
-    Only so is a buffer for the answer small: making the whole prompt's longer would copy it.
+    What is left is less than a block, and there is memory for the rest of it: so a buffer holds an answer
+    of any length, and is no larger than what was reserved for the prompt's.
     """
     capture = running.capture
     if capture is not None and retains_answer(running):
-        _, given_to = _own_blocks(running, capture)
-        capture.drop_before(given_to, min(running.request.prompt.num_tokens, capture.stop))
+        num_computed = _num_computed(running)
+        _, given_to = _own_blocks(running, capture, num_computed)
+        capture.drop_before(given_to, min(num_computed, capture.stop))
 
 
-def _own_blocks(running: RunningRequest, capture: Capture) -> tuple[int, int]:
-    """Where what is not shared begins, and its whole blocks end, of the prompt's tokens that were noted."""
+def has_answer_block(running: RunningRequest) -> bool:
+    """Has an answer that is retained come to the end of a block, so that the buffer is full?"""
+    capture = running.capture
+    if capture is None or not retains_answer(running):
+        return False
+    return _num_computed(running) - capture.start >= BLOCK_TOKENS
+
+
+def _num_computed(running: RunningRequest) -> int:
+    """Tokens with KV, once the prompt is done: all but the last one drawn."""
+    return running.request.prompt.num_tokens + max(len(running.generated) - 1, 0)
+
+
+def _own_blocks(running: RunningRequest, capture: Capture, num_tokens: int) -> tuple[int, int]:
+    """Where what is not shared begins, and its whole blocks end, of so many first tokens, where noted."""
     start = max(shared_tokens(running.request), capture.start)
-    noted = min(running.request.prompt.num_tokens, capture.stop) - start
+    noted = min(num_tokens, capture.stop) - start
     return start, start + max(noted, 0) // BLOCK_TOKENS * BLOCK_TOKENS
 
 
 def retained_answer(running: RunningRequest) -> RetainedKV | None:
-    """KV of the question and the answer, after what `retained_parts` gave. The last token drawn was
-    never computed, so it is not in."""
+    """KV of the question and the answer, after what `retained_parts` gave and `drop_handed_over` gave up.
+    The last token drawn was never computed, so it is not in."""
     capture, request = running.capture, running.request
     if capture is None or request.retention is not Retention.ALL:
         return None
@@ -352,7 +361,7 @@ def retained_answer(running: RunningRequest) -> RetainedKV | None:
     limit = running.planned.plan.keep if running.planned is not None else None
     stop = capture.stop if limit is None else limit.within(capture.stop)
     token_ids = token_ids[:stop]
-    start, given_to = _own_blocks(running, capture)
+    start, given_to = _own_blocks(running, capture, request.prompt.num_tokens)
     if retains_answer(running):
         start = given_to
     if len(token_ids) <= start:

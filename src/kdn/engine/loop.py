@@ -25,6 +25,7 @@ from kdn.engine.budget import KvBudget
 from kdn.engine.executor import PassPace, StepTimes
 from kdn.engine.kv import (
     drop_handed_over,
+    has_answer_block,
     retained_answer,
     retained_parts,
 )
@@ -229,7 +230,7 @@ class StepLoop:
             self.fail(running, failure)
 
     def _hand_over(self, running: RunningRequest) -> None:
-        """A prompt to the store; then its request decodes."""
+        """What is computed, to the store; then its request decodes on."""
         try:
             self._retain(running.request, *retained_parts(running))
             drop_handed_over(running)
@@ -242,12 +243,19 @@ class StepLoop:
 
     def _decoded(self, outcomes: Sequence[tuple[RunningRequest, Tensor | Exception]]) -> None:
         self._decoded_s = self._clock.now()
+        filled = []
         for running, outcome in outcomes:
             if isinstance(outcome, Exception):
                 self.fail(running, outcome)
-            elif self._take_tokens(running, outcome):
+            elif not self._take_tokens(running, outcome):
+                continue
+            elif has_answer_block(running):
+                filled.append(running)
+            else:
                 self._decodes.add(running)
-        _tell_callers(outcomes)
+        _tell_callers(outcomes)  # nobody waits for a token while KV is copied
+        for running in filled:
+            self._hand_over(running)
 
     def _take_tokens(self, running: RunningRequest, logits: Tensor) -> bool:
         """Draw one token, and further ones as long as what was guessed is drawn. True if it goes on."""

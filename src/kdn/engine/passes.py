@@ -11,7 +11,7 @@ from torch import Tensor
 from kdn.core import Plan
 from kdn.engine.batch import SequenceSlice, most_rows
 from kdn.engine.executor import Pass, fill_prefix
-from kdn.engine.kv import PrefixKV
+from kdn.engine.kv import PrefixKV, retains_answer
 from kdn.engine.prompt_scores import SCORED_ROWS
 from kdn.engine.request import RunningRequest
 from kdn.engine.states import RequestState
@@ -39,9 +39,10 @@ class DecodeStep:
         """Make the slices, with at most `guessed_rows` guessed tokens together; `undo` after a failure."""
         for running in self.members:
             assert running.kv is not None, "a decoding request has KV"
-            running.guess(guessed_rows // len(self.members))
-            if running.capture is not None:
-                running.capture.grow(running.kv.num_columns + 1 + len(running.guessed))
+            most = guessed_rows // len(self.members)
+            if running.capture is not None and retains_answer(running):  # all is noted
+                most = min(most, running.capture.stop - running.kv.num_columns - 1)
+            running.guess(most)
             self.before.append(running.kv.suffix.num_columns)
             self.slices.append(
                 SequenceSlice.decode(
@@ -207,8 +208,8 @@ class PrefillQueue:
             if takes_along and not _takes_riders(running):
                 break
             self._in_pass.append(running)
-            self._place_small_prefix(running)
-            one = self._slice(running, rows_left, filled)
+            wanted = sum(len(one.logit_positions) for one in slices)
+            one = self._slice(running, rows_left, SCORED_ROWS - wanted, filled)
             if one is None or (slices and not _goes_with(one, slices[0], rows_left)):
                 self._in_pass.pop()
                 break
@@ -228,33 +229,35 @@ class PrefillQueue:
                 running.move(RequestState.PREFILLING)
         return self._pass
 
-    def _place_small_prefix(self, running: RunningRequest) -> None:
-        """The pass is plain then: several layers in one call, and others may ride along."""
-        planned, kv = running.planned, running.kv
-        assert planned is not None, "admitted requests have a plan"
-        assert kv is not None, "admitted requests have KV"
-        if _is_to_load(kv.prefix) and not _loads_in_pass(running):
-            fill_prefix(self._decoder, self._attention, planned.plan, kv)
-
     def _slice(
-        self, running: RunningRequest, num_rows: int, filled: Sequence[PrefixKV | None]
+        self,
+        running: RunningRequest,
+        num_rows: int,
+        scored_rows: int,
+        filled: Sequence[PrefixKV | None],
     ) -> SequenceSlice | None:
-        """The next part of a prompt, at most `num_rows` rows; None if not even a block of rows fits.
+        """The next part of a prompt, at most `num_rows` rows, and `scored_rows` where each is scored; None
+        if not even a block of rows fits.
 
-        The first in a pass fills a prefix that is not complete, for all who share it.
+        The first in a pass fills a prefix that is not complete, for all who share it: as the pass goes
+        along, or, where it is small, before it.  The pass is plain then: several layers in one call, and
+        others may ride along.
         """
         planned, kv, first = running.planned, running.kv, running.num_computed
         assert planned is not None, "admitted requests have a plan"
         assert kv is not None, "admitted requests have KV"
         plan, stop = planned.plan, running.request.prompt.num_tokens
         if running.scores is not None:
-            num_rows = min(num_rows, SCORED_ROWS)
+            num_rows = min(num_rows, scored_rows)
         if plan.can_be_cut and stop - first > num_rows:
             stop = _cut(plan, first, stop, num_rows)
             if stop <= first:
                 return None
         new_prefix = kv.prefix if _is_to_load(kv.prefix) else None
-        if new_prefix is not None and any(new_prefix is one for one in filled):
+        if any(new_prefix is one for one in filled):
+            new_prefix = None
+        if new_prefix is not None and not _loads_in_pass(running):
+            fill_prefix(self._decoder, self._attention, plan, kv)
             new_prefix = None
         if new_prefix is not None:
             new_prefix.start_over()

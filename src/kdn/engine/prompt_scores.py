@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
 from torch import Tensor
 
@@ -11,7 +13,7 @@ from kdn.model import Tokenizer
 __all__ = ["SCORED_ROWS", "PromptScores"]
 
 SCORED_ROWS = 256
-"""So many rows of such a prompt share a pass: each has logits of the whole vocabulary."""
+"""So many rows of such prompts share a pass: each has logits of the whole vocabulary."""
 
 
 class PromptScores:
@@ -32,11 +34,15 @@ class PromptScores:
             self._found[first + row + 1] = (float(logprobs[row, token_id]), tuple(pairs))
 
     def tokens(self, tokenizer: Tokenizer) -> tuple[Token, ...]:
-        """The prompt's tokens, special ones with their text; the first has no probability."""
+        """The prompt's tokens, special ones with their text; the first has no probability.
+
+        From any thread, once all is noted: it takes too long for the engine's.
+        """
+        text = cache(tokenizer.token_text)
         detokenizer = tokenizer.detokenizer(special=True)
         found = []
         for position, token_id in enumerate(self._token_ids):
             logprob, pairs = self._found.get(position, (None, ()))
-            named = tuple(TokenProb(one, tokenizer.token_text(one), value) for one, value in pairs)
+            named = tuple(TokenProb(one, text(one), value) for one, value in pairs)
             found.append(Token(token_id, detokenizer.push(token_id), logprob, named))
         return tuple(found)

@@ -8,6 +8,7 @@ import queue
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 from kdn.clock import Clock
 from kdn.core import (
@@ -269,8 +270,10 @@ class RunningRequest:
         self, reason: FinishReason, now_s: float, rest: str = "", stop: str | None = None
     ) -> Finish:
         """The closing event, with the account of where the prompt's tokens came from."""
-        prompt = self.scores.tokens(self.tokenizer) if self.scores is not None else ()
-        return Finish(reason, self._usage(now_s), rest, stop, prompt)
+        finish = Finish(reason, self._usage(now_s), rest, stop)
+        if self.scores is None or reason is FinishReason.CANCELLED:
+            return finish
+        return replace(finish, spell_prompt=partial(self.scores.tokens, self.tokenizer))
 
     def _usage(self, now_s: float) -> Usage:
         planned, num_tokens = self.planned, self.request.prompt.num_tokens

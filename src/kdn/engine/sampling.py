@@ -57,7 +57,11 @@ class Sampler:
         """`constraint` is the compiled one of `sampling`, at its beginning; `end_ids` end an answer."""
         self._sampling = sampling
         self._constraint = constraint
-        self._prompt_ids = prompt_ids
+        self._biases = _biases(sampling)
+        repeats = sampling.repetition_penalty != 1
+        self._prompt_ids = torch.tensor(
+            sorted(set(prompt_ids)) if repeats else [], dtype=torch.int64
+        )
         self._end_ids = frozenset(end_ids)
         self._counts: Counter[int] = Counter()
         """How often each token was drawn."""
@@ -135,13 +139,8 @@ class Sampler:
         if not self._sampling.logit_bias:
             return logits
         logits = logits.clone()
-        allowed = self._sampling.allowed
-        for token_id, wished in self._sampling.logit_bias.items():
-            bias = min(max(wished, -_LARGEST_BIAS), _LARGEST_BIAS)
-            if not allowed:
-                logits[token_id] += bias
-            elif token_id in allowed:
-                logits[allowed.index(token_id)] += bias
+        places, biases = self._biases
+        logits[places] += biases
         return logits
 
     def _penalised(self, logits: Tensor) -> Tensor:
@@ -150,12 +149,12 @@ class Sampler:
         if not sampling.is_penalising:
             return logits
         logits = logits.clone()
+        said = torch.tensor(list(self._counts), dtype=torch.int64)
         if sampling.repetition_penalty != 1:
-            seen = torch.tensor(sorted({*self._prompt_ids, *self._counts}), dtype=torch.int64)
+            seen = torch.cat((self._prompt_ids, said))  # what is in both gets one value, twice
             found, by = logits[seen], sampling.repetition_penalty
             logits[seen] = torch.where(found > 0, found / by, found * by)
         if self._counts:
-            said = torch.tensor(list(self._counts), dtype=torch.int64)
             times = torch.tensor(list(self._counts.values()), dtype=logits.dtype)
             logits[said] -= sampling.frequency_penalty * times + sampling.presence_penalty
         return logits
@@ -212,6 +211,18 @@ class Sampler:
             keep &= values >= self._sampling.min_p * values[0]
         keep[0] = True
         return keep
+
+
+def _biases(sampling: Sampling) -> tuple[Tensor, Tensor]:
+    """Places in the logits, and what is added there: a loop for every token would cost more than the draw."""
+    places = {token: place for place, token in enumerate(sampling.allowed)}
+    found = {
+        places.get(token, token): min(max(wished, -_LARGEST_BIAS), _LARGEST_BIAS)
+        for token, wished in sampling.logit_bias.items()
+        if token in places or not places
+    }
+    at = torch.tensor(list(found), dtype=torch.int64)
+    return at, torch.tensor(list(found.values()), dtype=torch.float32)
 
 
 def _are_finite(logits: Tensor) -> bool:

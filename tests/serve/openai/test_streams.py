@@ -87,6 +87,23 @@ def test_echo_gives_back_the_prompt_as_it_was(server: Running) -> None:
     assert answer["choices"][0]["text"] == prompt + "P"
 
 
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("completions", {"prompt": "ab", "prompt_logprobs": 1}),
+        ("completions", {"prompt": "ab", "echo": True, "logprobs": 1}),
+        ("chat/completions", {"messages": ASK, "prompt_logprobs": 1}),
+    ],
+)
+def test_a_prompt_is_spelled_out_beside_the_event_loop(
+    server: Running, path: str, body: dict[str, Any]
+) -> None:
+    """Seconds for a long one, in which no other client would hear anything."""
+    answer = server.http.post(f"/v1/{path}", json={**body, "max_tokens": 1})
+    assert answer.status_code == 200
+    assert "-0.5" in answer.text, "the prompt's own probabilities"
+
+
 def test_an_answer_of_n_choices_streams_each_with_its_own_role(server: Running) -> None:
     lines = lines_of(server, "/v1/chat/completions", messages=ASK, n=3, max_tokens=2)
     choices = [json.loads(line[6:])["choices"][0] for line in lines[:-1]]

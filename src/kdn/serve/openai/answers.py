@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -59,11 +59,25 @@ class Answers(ABC):
         num_answers = len(self.prompts) * self.per_prompt
         answers = await until_disconnect(http, self.streams, gather(self.streams, num_answers))
         shown = self.shown(answers)
-        whole = self.chunk([self.choice(index, one) for index, one in enumerate(shown)])
+        whole = await self._made(self._choices, shown)
         drawn = [token.token_id for token in answers[0].tokens]
         whole = await self._account(whole, [answer.ended.usage for answer in answers], drawn)
-        self.tell_prompts(whole, shown)
+        await self._made(self.tell_prompts, whole, shown)
         return json_response(whole)
+
+    @property
+    def tells_prompts(self) -> bool:
+        """Are the probabilities of the prompts' own tokens asked for?"""
+        return self.body.prompt_logprobs is not None
+
+    async def _made(self, make: Callable[..., Any], *arguments: Any) -> Any:
+        """What `make` returns; where prompts are told, made beside the event loop, since it may take seconds."""
+        if self.tells_prompts:
+            return await self.job.in_thread(make, *arguments)
+        return make(*arguments)
+
+    def _choices(self, answers: list[GatheredAnswer]) -> Any:
+        return self.chunk([self.choice(index, one) for index, one in enumerate(answers)])
 
     def shown(self, answers: list[GatheredAnswer]) -> list[GatheredAnswer]:
         """Those that are given out, in order."""

@@ -196,6 +196,10 @@ class _Completion(Answers):
     def logprobs_wanted(self) -> bool:
         return self.body.logprobs is not None
 
+    @property
+    def tells_prompts(self) -> bool:
+        return _prompt_logprobs(self.body) is not None
+
     def shown(self, answers: list[GatheredAnswer]) -> list[GatheredAnswer]:
         """Of each prompt's answers those of the highest mean log-probability."""
         runs, wanted = self.per_prompt, self.body.n or 1
@@ -210,7 +214,8 @@ class _Completion(Answers):
         )
 
     def choice(self, index: int, answer: GatheredAnswer) -> CompletionChoice:
-        prompt, tokens, text = answer.ended.prompt, list(answer.tokens), answer.text
+        prompt = answer.ended.prompt if self.tells_prompts else ()
+        tokens, text = list(answer.tokens), answer.text
         finish = finish_name(answer.ended.reason)
         if self.body.max_tokens == 0:  # one token was drawn, since the engine ends with one
             tokens, text, finish = [], "", "length"

@@ -244,6 +244,8 @@ class HttpJob:
     """Why the job's request of that id was not reused further."""
     steering: Callable[[HttpJob, Sequence[int]], Awaitable[SteeringReport | UnsetType]]
     """What steering did to the first answer, whose tokens are given."""
+    in_thread: Callable[..., Awaitable[Any]]
+    """`RequestContext.in_thread`."""
     traceparent: str = ""
     """The caller's trace."""
     background: bool = False
@@ -317,6 +319,7 @@ class RequestContext:
             priority=body.priority or 0,
             explain=self.explain,
             steering=partial(steering_of, self),
+            in_thread=self.in_thread,
             traceparent=http.headers.get("traceparent", ""),
             background=is_background(http.scope),
         )
