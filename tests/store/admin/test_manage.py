@@ -72,11 +72,22 @@ def test_copies_and_moves_count_what_was_done_and_what_was_missing(store: Store)
     assert forget(store, KEYS[2:]) == Done(0, missing=1)
     assert copy(store, KEYS, "memory") == Done(2, 2 * SIZE, 1)
     assert store.tiers.where(KEYS[0]) == ("memory", "disk")
-    assert forget(store, KEYS[:2], "memory") == Done(2)
-    assert move(store, KEYS[:2], "memory", "disk") == Done(2, 2 * SIZE)
-    assert store.tiers.where(KEYS[1]) == ("memory",)
+    assert move(store, KEYS[:2], "disk", "memory") == Done(2, 2 * SIZE)
+    assert store.tiers.where(KEYS[1]) == ("disk",)
     with pytest.raises(BadInput, match="from disk to itself"):
         move(store, KEYS, "disk", "disk")
+
+
+def test_no_block_moves_to_a_tier_that_ends_with_the_process_from_one_that_does_not(
+    store: Store,
+) -> None:
+    for act in (
+        lambda: move(store, KEYS, "memory", "disk"),
+        lambda: move_each(store, [(KEYS[0], "disk")], "memory"),
+    ):
+        with pytest.raises(BadInput, match="from disk to memory: they would end with this process"):
+            act()
+    assert [store.tiers.where(key) for key in KEYS] == [("memory", "disk")] * 3
 
 
 def test_compressing_replaces_whole_blocks_and_refuses_what_loses(store: Store) -> None:

@@ -107,7 +107,11 @@ def copy(store: Store, keys: Iterable[BlockKey], target: str, source: str | None
 
 
 def move(store: Store, keys: Iterable[BlockKey], target: str, source: str) -> Done:
-    """Copy blocks to `target`, each dropped from `source` once it is stored there whole. Raises as `copy`."""
+    """Copy blocks to `target`, each dropped from `source` once it is stored there whole.
+
+    Raises as `copy`, and BadInput where `source` outlives this process and `target` does not: the blocks
+    would end with it.
+    """
     return _moved(store, ((key, source) for key in keys), target, {source})
 
 
@@ -123,6 +127,12 @@ def _moved(
     origins = {source: store.tiers.named(source) for source in sources}
     if target in origins:
         raise BadInput(f"blocks cannot move from {target} to itself")
+    for source, origin in origins.items():
+        if origin.outlives_process and not tier.outlives_process:
+            raise BadInput(
+                f"blocks cannot move from {source} to {target}: they would end with this process; copy them,"
+                " or name the disk or a tier across the network"
+            )
 
     return _carried(
         store,
