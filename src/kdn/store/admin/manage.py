@@ -153,11 +153,15 @@ def _carried(
     """Put every block that its source gives whole into `target`, and do `after`. An error tells how many were
     put before it.
 
-    What is dropped meanwhile stays dropped, and is missing.
+    What is dropped meanwhile stays dropped, and is missing.  This process evicts no block that is on its way.
+    One that leaves its tier otherwise, by another process's eviction or its time to live, counts as dropped:
+    the two look alike.
     """
+    pins = store.tenancy.pins
     done: list[int | None] = []
 
     def place(block: EncodedBlock, origin: ManagedTier, source: _Source) -> bool:
+        store.index.refresh()  # what another process dropped from `target` is not there
         was_there = target.holds(block.key)
         put(block, source)
         if not was_there and _left(store, block.key, origin, target):
@@ -168,9 +172,13 @@ def _carried(
 
     try:
         for key, source in places:
-            with store.queues.carrying(key) as write:
-                found = _found(store, key, source)
-                is_placed = found is not None and write.do(partial(place, *found, source))
+            pins.hold(key)
+            try:
+                with store.queues.carrying(key) as write:
+                    found = _found(store, key, source)
+                    is_placed = found is not None and write.do(partial(place, *found, source))
+            finally:
+                pins.release(key)
             done.append(found[0].size_bytes if found is not None and is_placed else None)
     except (NoSpace, Unreachable) as error:
         before = counted(_sum(done).blocks, "block")
@@ -226,6 +234,11 @@ def compress(store: Store, keys: Iterable[BlockKey], codec: str) -> Done:
 
 
 def _replaced(store: Store, block: EncodedBlock) -> bool:
+    """False, and nothing is written, where no tier of this machine has the block any more: another process
+    dropped it since it was read, or it went for room."""
+    store.index.refresh()
+    if not any(tier.holds(block.key) for tier in store.tiers.local):
+        return False
     store.replace(block)
     return True
 
