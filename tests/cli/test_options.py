@@ -11,12 +11,15 @@ import typer
 from typer.models import OptionInfo
 from typer.utils import get_params_from_function
 
+from kdn.api.embedders import open_bert
 from kdn.cli import app
 from kdn.cli.commands import Commands
-from kdn.cli.options import ModelChoice, output_file, read_settings
+from kdn.cli.options import ModelChoice, output_file, output_folder, read_settings
+from kdn.cli.steer import needed_recipe
 from kdn.config import load_config
-from kdn.errors import BadConfig, BadInput
+from kdn.errors import BadConfig, BadInput, UnknownModel
 from kdn.machine.files import try_lock
+from kdn.model import resolve
 from tests.cli.program import kdn
 
 
@@ -66,6 +69,30 @@ def test_a_file_to_write_is_looked_at_first(tmp_path: Path) -> None:
         output_file(tmp_path)
     with pytest.raises(BadInput, match=r"there is no folder .*missing; make it"):
         output_file(tmp_path / "missing" / "new.json")
+
+
+LONG = "a" * 300
+"""No file system takes it for a name."""
+
+
+@pytest.mark.parametrize(
+    "taken",
+    [
+        lambda home: needed_recipe(LONG, home),
+        lambda home: resolve(LONG, home),
+        lambda home: open_bert(LONG, home),
+        lambda home: output_file(home / LONG),
+        lambda home: output_file(home / LONG / "file"),
+        lambda home: output_folder(home / LONG),
+    ],
+    ids=["recipe", "model", "embedder", "file", "in a folder", "folder"],
+)
+def test_a_word_that_can_be_no_path_is_refused_as_any_other_that_is_wrong(
+    taken: Callable[[Path], object], tmp_path: Path
+) -> None:
+    (tmp_path / "models").mkdir()
+    with pytest.raises((BadInput, UnknownModel), match=LONG[:50]):
+        taken(tmp_path)
 
 
 def test_an_unknown_model_is_told_with_those_there_are(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from kdn.cli.show import (
     time_text,
     watched,
 )
+from kdn.errors import BadInput
 from kdn.trace import NoTrace, Recorder
 
 EVIL = "\x1b]0;PWNED\x07\x1b[31m.pdf"
@@ -128,6 +129,14 @@ def test_what_ends_early_says_how_far_it_came(capsys: pytest.CaptureFixture[str]
         end_at("b")
     assert capsys.readouterr().err == "kdn: ended after 1 of 3 blocks\n"
     end_at("none of them")
+    assert capsys.readouterr().err == ""
+
+
+def test_what_is_refused_before_it_begins_says_nothing_of_its_end(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(BadInput), watched(["a", "b", "c"], "copying"):
+        raise BadInput("this store has no tier 'nod'")
     assert capsys.readouterr().err == ""
 
 

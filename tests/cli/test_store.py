@@ -106,6 +106,14 @@ def test_blocks_move_to_redis_and_are_warmed_back(
         assert kdn(home, "store", "copy", "--to", "redis", "--all", "--json").json["blocks"] == 2
 
 
+@pytest.mark.parametrize("act", ["copy", "move"])
+def test_no_block_goes_to_memory_which_ends_with_the_command(home: Path, act: str) -> None:
+    refused = kdn(home, "store", act, "--all", "--from", "disk", "--to", "memory")
+    assert (refused.code, refused.out) == (2, "")
+    assert "the memory tier of this command ends with it; name one that stays (disk)" in refused.err
+    assert kdn(home, "store", "stat", "--json").json["tiers"]["disk"]["blocks"] == 2
+
+
 def test_a_node_serves_what_the_home_holds(home: Path, tmp_path: Path) -> None:
     program = start(home, "node", "--port", "0", "--admin-key", "root", "--json")
     try:

@@ -345,6 +345,20 @@ def test_a_removal_that_is_late_leaves_what_was_put_since(remover: str) -> None:
     assert uploads.keys() == []
 
 
+def test_what_is_put_on_a_far_tier_while_it_is_dropped_there_is_there() -> None:
+    remote, block = AskedAgain(), encode_block(BLOCKS[0])
+    remote.may_write.set()
+    far = far_over(remote)
+    far.put(block, lambda _: False)
+    remote.again = Thread(target=far.put, args=[block, lambda _: False])
+    assert far.drop(block.key)
+    remote.again.join()
+    assert far.holds(block.key)
+    assert remote.head(block.key, 9) is not None
+    far.check()
+    far.close()
+
+
 def test_what_is_dropped_while_its_write_waits_for_a_thread_is_not_written() -> None:
     remote = DictRemote()
     uploads = Uploads(remote)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from kdn.config import LibraryConfig
 from kdn.errors import MissingExtra, UnknownModel
-from kdn.machine.files import expanded
+from kdn.machine.files import expanded, is_there
 from kdn.model import resolve
 from kdn.rag import Embedder
 from kdn.rag.endpoint import OpenAiEndpoint
@@ -38,7 +38,7 @@ def open_bert(name: str, home: Path) -> MiniLm:
     from kdn.rag.minilm import MiniLm
 
     folder = expanded(name)
-    if folder.is_dir():
+    if is_there(folder) and folder.is_dir():
         return MiniLm(folder)
     try:
         return MiniLm(resolve(name, home))

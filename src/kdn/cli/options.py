@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from kdn.errors import BadConfig, BadInput
-from kdn.machine.files import expanded, refuse_output, refuse_unwritable
+from kdn.machine.files import expanded, is_there, output_mode, refuse_output, refuse_unwritable
 
 if TYPE_CHECKING:
     from kdn.api import Kdn, OpenModels
@@ -95,7 +95,7 @@ def output_folder(path: Path | None) -> Path | None:
     if path is None:
         return None
     there = path.absolute()
-    while not there.exists() and there != there.parent:
+    while output_mode(there) is None and there != there.parent:
         there = there.parent
     if not there.is_dir():
         raise BadInput(f"{path}: {there} is a file; name a folder")
@@ -200,7 +200,7 @@ class EngineChoice:
 def _named(given: str) -> tuple[str, str]:
     """What callers know the model by, and which it is: NAME=MODEL, or its own name."""
     name, equals, model = given.partition("=")
-    if equals and name and model and "/" not in name and not Path(given).exists():
+    if equals and name and model and "/" not in name and not is_there(given):
         return name, model
     from kdn.model import name_of_model
 

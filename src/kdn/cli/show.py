@@ -169,11 +169,12 @@ def progress_bar() -> Iterator[Progress]:
 
 @contextmanager
 def watched(blocks: Sequence[T], doing: str) -> Iterator[Iterator[T]]:
-    """The blocks one by one, under a bar. What ends before the last is told how many were done."""
-    done = 0
+    """The blocks one by one, under a bar. What began and ends before the last is told how many were done."""
+    began, done = False, 0
 
     def each() -> Iterator[T]:
-        nonlocal done
+        nonlocal began, done
+        began = True
         for one in blocks:
             yield one
             done += 1
@@ -184,7 +185,8 @@ def watched(blocks: Sequence[T], doing: str) -> Iterator[Iterator[T]]:
             task = bar.add_task(doing, total=len(blocks))
             yield each()
     except BaseException:
-        say(f"kdn: ended after {done} of {counted(len(blocks), 'block')}")
+        if began:  # else a wrong word was refused, or the store
+            say(f"kdn: ended after {done} of {counted(len(blocks), 'block')}")
         raise
 
 

@@ -17,6 +17,7 @@ from kdn.cli.options import (
 )
 from kdn.cli.show import emit, say, tell
 from kdn.errors import BadInput
+from kdn.machine.files import is_there
 from kdn.machine.text import counted, read_bounded, read_json_lines, read_text
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ def find_recipe(word: str, home: Path | None) -> SteerRecipe | None:
     from kdn.reuse.steer import RecipeFolder
 
     file, recipes = Path(word), RecipeFolder(read_settings(home).home)
-    if file.exists() and not file.is_dir():
+    if is_there(file) and not file.is_dir():
         return _read_recipe(file)
     return _read_recipe(recipes.file(word)) if word in recipes.names() else None
 

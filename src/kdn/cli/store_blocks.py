@@ -11,9 +11,11 @@ from kdn.cli.grouped import grouped
 from kdn.cli.options import JsonOption
 from kdn.cli.show import emit, say, size_text, tell, watched
 from kdn.cli.which import AllOption, WhichBlocks
+from kdn.errors import BadInput
 from kdn.machine.text import counted
 
 if TYPE_CHECKING:
+    from kdn.store import Store
     from kdn.store.admin.manage import Done
 
 __all__ = ["compress", "copy", "move", "pin", "tell_done", "unpin", "warm"]
@@ -31,6 +33,17 @@ def tell_done(done: Done, what: str, as_json: bool) -> None:
 
 def _count(blocks: int, what: str, as_json: bool) -> None:
     emit({"blocks": blocks}) if as_json else tell(f"{what} {counted(blocks, 'block')}")
+
+
+def _lasting(store: Store, to: str) -> str:
+    """The name of a tier that is there. Raises BadInput for one whose blocks end with this command."""
+    if not store.tiers.named(to).outlives_process:
+        others = ", ".join(tier.name for tier in store.tiers if tier.outlives_process)
+        raise BadInput(
+            f"--to {to}: the {to} tier of this command ends with it; name one that stays ({others}). A"
+            " running server takes blocks into its own memory by POST /v1/store/copy"
+        )
+    return to
 
 
 @grouped
@@ -83,7 +96,7 @@ def unpin(
 
 @grouped
 def copy(
-    to: Annotated[str, typer.Option("--to", help="The tier that is to have them too.")],
+    to: Annotated[str, typer.Option("--to", help="The tier that is to have them too; not memory.")],
     *,
     source: Annotated[str | None, typer.Option("--from", help="The tier to read.")] = None,
     which: WhichBlocks,
@@ -97,13 +110,13 @@ def copy(
         which.changed(source, everything=everything) as (found, keys),
         watched(keys, "copying") as each,
     ):
-        done = carry(found, each, to, source)
+        done = carry(found, each, _lasting(found, to), source)
     tell_done(done, "copied", as_json)
 
 
 @grouped
 def move(
-    to: Annotated[str, typer.Option("--to", help="The tier that is to have them.")],
+    to: Annotated[str, typer.Option("--to", help="The tier that is to have them; not memory.")],
     source: Annotated[str, typer.Option("--from", help="The tier that they leave.")],
     *,
     which: WhichBlocks,
@@ -117,7 +130,7 @@ def move(
         which.changed(source, everything=everything) as (found, keys),
         watched(keys, "moving") as each,
     ):
-        done = carry(found, each, to, source)
+        done = carry(found, each, _lasting(found, to), source)
     tell_done(done, "moved", as_json)
 
 

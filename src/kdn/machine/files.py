@@ -26,9 +26,11 @@ __all__ = [
     "Files",
     "expanded",
     "home_folder",
+    "is_there",
     "locked",
     "make_private",
     "make_tree_private",
+    "output_mode",
     "publish_file",
     "publish_first",
     "publish_made",
@@ -67,6 +69,11 @@ def expanded(path: str | os.PathLike[str]) -> Path:
         return Path(path).expanduser()
     except RuntimeError as error:
         raise BadInput(f"{str(path)[:80]!r}: no such user here; write the whole path") from error
+
+
+def is_there(word: str | os.PathLike[str]) -> bool:
+    """Is it the path of something? A word that can be no path, or that may not be looked at, is not."""
+    return os.path.exists(word)  # noqa: PTH110  pathlib raises for a name that is too long
 
 
 def readable_folder(folder: Path) -> Path:
@@ -152,10 +159,26 @@ def refuse_output(path: Path) -> None:
 
 def refuse_special(path: Path) -> None:
     """Raises BadInput for a folder, device or pipe: a file that is published would take its place."""
-    if path.is_dir():
+    mode = output_mode(path)
+    if mode is not None and stat.S_ISDIR(mode):
         raise BadInput(f"{path} is a folder; name a file in it")
-    if path.exists() and not path.is_file():
+    if mode is not None and not stat.S_ISREG(mode):
         raise BadInput(f"{path} is a device, a pipe or a socket; name a file")
+
+
+def output_mode(path: Path) -> int | None:
+    """The mode of what is at the path of an output; None where nothing is.
+
+    Raises BadInput where the system does not look there, as for a name that is too long.
+    """
+    try:
+        return path.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise BadInput(
+            f"{str(path)!r:.200} can be no output ({error.strerror}); choose another"
+        ) from error
 
 
 def refuse_unwritable(path: Path, folder: Path) -> None:

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import IO
 
 from kdn.errors import MissingExtra, UnknownModel, WeightsError
-from kdn.machine.files import expanded, make_private, make_tree_private
+from kdn.machine.files import expanded, is_there, make_private, make_tree_private
 from kdn.machine.scratch import locked_folder
 from kdn.model.recommended import HubModel, hub_model
 
@@ -133,7 +133,7 @@ def known_models() -> tuple[KnownModel, ...]:
 def name_of_model(name_or_path: str | Path) -> str:
     """What a model is called: the last part of its path, without `.gguf`; else as it was named."""
     path = expanded(name_or_path)
-    if not path.exists():
+    if not is_there(path):
         return str(name_or_path)
     last = path.resolve().name if path.name in ("", "..") else path.name
     return last.removesuffix(".gguf")
@@ -147,16 +147,17 @@ def resolve(name_or_path: str | Path, home: Path) -> Path:
     the path of a folder that holds no model.
     """
     name, path = str(name_or_path), expanded(name_or_path)
-    is_folder = bool(name) and path.is_dir()  # an empty path is the current folder's
+    is_path = bool(name) and is_there(path)  # an empty path is the current folder's
+    is_folder = is_path and path.is_dir()
     if (is_folder and (path / "config.json").is_file()) or (
-        path.is_file() and path.suffix == ".gguf"
+        is_path and path.is_file() and path.suffix == ".gguf"
     ):
         return path
     if name in _KNOWN:
         return _find(_KNOWN[name], home)
     found = hub_model(name)
     brought = _brought(home, name if found is None else _id_of(found))
-    if (found is not None or _is_hub_id(name)) and brought.is_dir():
+    if (found is not None or _is_hub_id(name)) and is_there(brought):
         return brought / found[0].gguf_file if found is not None and found[1] else brought
     if found is not None:
         raise UnknownModel(

@@ -113,6 +113,8 @@ def test_only_what_there_is_can_be_done_with_what_is_there(site: Served) -> None
         to="disk",
     )
     assert moved.json() == {"blocks": row["blocks"], "missing": 1}
+    ends = ask(site, "/v1/kdn/console/act", action="move", ids=[row["id"]], to="memory")
+    assert (ends.status_code, "end with this process" in ends.text) == (400, True)
     after = ask(site, "/v1/kdn/console/texts?q=house").json()["rows"][0]
     assert set(after["tiers"]) == {"disk"}
     warmed = ask(site, "/v1/kdn/console/act", action="warm", ids=[row["id"]])

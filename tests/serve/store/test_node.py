@@ -249,10 +249,12 @@ def test_the_admin_does_everything_the_commands_do(url: str, store: Store) -> No
         assert list(http.get("/pins").json()) == [MINE.id.key]
         assert http.post("/pin", json={"salt": "alice", "seconds": -5}).status_code == 400
         assert http.post("/unpin", json={"salt": "alice"}).json() == {"blocks": 1}
-        moved = http.post("/move", json={"salt": "bob", "to": "memory", "source": "disk"}).json()
-        assert moved["blocks"] == 1
-        assert store.tiers.where(THEIRS.id.key) == ("memory",)
-        copied = http.post("/copy", json={"salt": "bob", "to": "disk"}).json()
+        moved = http.post("/move", json={"salt": "bob", "to": "memory", "source": "disk"})
+        assert (moved.status_code, store.tiers.where(THEIRS.id.key)) == (400, ("memory", "disk"))
+        moved = http.post("/move", json={"salt": "bob", "to": "disk", "source": "memory"})
+        assert moved.json()["blocks"] == 1
+        assert store.tiers.where(THEIRS.id.key) == ("disk",)
+        copied = http.post("/copy", json={"salt": "bob", "to": "memory"}).json()
         assert (copied["blocks"], store.tiers.where(THEIRS.id.key)) == (1, ("memory", "disk"))
         assert http.post("/warm", json={"all": True}).json()["blocks"] == 3
         assert http.post("/compress", json={"all": True, "codec": "none"}).json()["blocks"] == 3

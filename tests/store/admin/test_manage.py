@@ -72,11 +72,22 @@ def test_copies_and_moves_count_what_was_done_and_what_was_missing(store: Store)
     assert forget(store, KEYS[2:]) == Done(0, missing=1)
     assert copy(store, KEYS, "memory") == Done(2, 2 * SIZE, 1)
     assert store.tiers.where(KEYS[0]) == ("memory", "disk")
-    assert forget(store, KEYS[:2], "memory") == Done(2)
-    assert move(store, KEYS[:2], "memory", "disk") == Done(2, 2 * SIZE)
-    assert store.tiers.where(KEYS[1]) == ("memory",)
+    assert move(store, KEYS[:2], "disk", "memory") == Done(2, 2 * SIZE)
+    assert store.tiers.where(KEYS[1]) == ("disk",)
     with pytest.raises(BadInput, match="from disk to itself"):
         move(store, KEYS, "disk", "disk")
+
+
+def test_no_block_moves_to_a_tier_that_ends_with_the_process_from_one_that_does_not(
+    store: Store,
+) -> None:
+    for act in (
+        lambda: move(store, KEYS, "memory", "disk"),
+        lambda: move_each(store, [(KEYS[0], "disk")], "memory"),
+    ):
+        with pytest.raises(BadInput, match="from disk to memory: they would end with this process"):
+            act()
+    assert [store.tiers.where(key) for key in KEYS] == [("memory", "disk")] * 3
 
 
 def test_compressing_replaces_whole_blocks_and_refuses_what_loses(store: Store) -> None:
@@ -264,26 +275,75 @@ class _SharedDisk(DiskTier):
         return handle
 
 
-@pytest.mark.parametrize("act", [copy, move])
-def test_what_another_process_drops_meanwhile_stays_dropped(
-    act: Callable[..., Done], tmp_path: Path
-) -> None:
+def _with_far(disk: DiskTier, remote: DictRemote) -> Store:
+    far = RemoteTier(remote, RemoteSettings(poll_s=0), ManualClock(), NoTrace())
+    return Store([disk], far=[far])
+
+
+@pytest.mark.parametrize("act", _ACTS)
+def test_what_another_process_drops_meanwhile_stays_dropped(act: str, tmp_path: Path) -> None:
     remote = DictRemote()
-
-    def opened(disk: DiskTier) -> Store:
-        far = RemoteTier(remote, RemoteSettings(poll_s=0), ManualClock(), NoTrace())
-        return Store([disk], far=[far])
-
     folder = tmp_path, 10**7, ManualClock(), NoTrace()
     other_disk, disk = DiskTier(*folder), _SharedDisk(*folder)
-    with opened(other_disk) as other, opened(disk) as store:
+    disk.name = "watched"
+    with _with_far(other_disk, remote) as other, _with_far(disk, remote) as store:
         other_disk.put(encode_block(make_block(IDS[0])), other.tenancy.spares)
         other.index.refresh()
         store.index.refresh()
         disk.on_open = other.drop
-        assert act(store, KEYS[:1], "dict", "disk") == Done(missing=1)
+        assert _ACTS[act](store, KEYS[:1]) == Done(missing=1)
         assert remote.head(KEYS[0], 9) is None
-        assert store.tiers.where(KEYS[0]) == ()
+        assert store.tiers.where(KEYS[0]) == other.tiers.where(KEYS[0]) == ()
+
+
+class _SharedRemote(DictRemote):
+    """Another process drops a block once it was read here: small ones come whole with the first look."""
+
+    on_read: Callable[[BlockKey], object] = staticmethod(lambda _: None)
+
+    def head(self, key: BlockKey, num_bytes: int) -> tuple[bytes, int] | None:
+        found = super().head(key, num_bytes)
+        self.on_read(key)
+        return found
+
+
+def test_a_copy_to_where_the_block_was_before_undoes_no_drop_of_another_process(
+    tmp_path: Path,
+) -> None:
+    remote = _SharedRemote()
+    folder = tmp_path, 10**7, ManualClock(), NoTrace()
+    with (
+        _with_far(DiskTier(*folder), remote) as other,
+        _with_far(DiskTier(*folder), remote) as store,
+    ):
+        store.put(make_block(IDS[0]))
+        assert store.flush(60)
+        assert other.tiers.where(KEYS[0]) == ()
+        other.index.refresh()
+        assert other.tiers.where(KEYS[0]) == store.tiers.where(KEYS[0]) == ("disk", "dict")
+        remote.on_read = other.drop
+        assert copy(store, KEYS[:1], "disk", "dict") == Done(missing=1)
+        assert store.tiers.where(KEYS[0]) == other.tiers.where(KEYS[0]) == ()
+
+
+def test_a_block_that_moves_is_not_evicted_for_one_that_comes_meanwhile(tmp_path: Path) -> None:
+    """The disk has room for two, and the first is to move while a third comes: the second goes for it."""
+    remote = DictRemote()
+    disk = _SharedDisk(tmp_path, 2 * SIZE, ManualClock(), NoTrace())
+    with _with_far(disk, remote) as store:
+        for one in IDS[:2]:
+            disk.put(encode_block(make_block(one)), store.tenancy.spares)
+        store.index.refresh()
+
+        def come(_: BlockKey) -> None:
+            disk.on_open = lambda _: None
+            disk.put(encode_block(make_block(IDS[2])), store.tenancy.spares)
+
+        disk.on_open = come
+        assert move(store, KEYS[:1], "dict", "disk") == Done(1, SIZE)
+        assert remote.head(KEYS[0], 9) is not None
+        assert [store.tiers.where(key) for key in KEYS] == [("dict",), (), ("disk",)]
+        assert KEYS[0] not in store.tenancy.pins
 
 
 class _Dead(DictRemote):

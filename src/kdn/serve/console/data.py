@@ -63,6 +63,7 @@ class ConsoleData:
                     "bytes_per_s": stat.bytes_per_s.get(name),
                     "errors": stat.errors.get(name, 0),
                     "is_open": name not in stat.open_circuits,
+                    "outlives_process": kdn.store.tiers.named(name).outlives_process,
                     "supplied_tokens": supplied.get(name, 0),
                 }
                 for name, usage in stat.tiers.items()

@@ -107,7 +107,11 @@ def copy(store: Store, keys: Iterable[BlockKey], target: str, source: str | None
 
 
 def move(store: Store, keys: Iterable[BlockKey], target: str, source: str) -> Done:
-    """Copy blocks to `target`, each dropped from `source` once it is stored there whole. Raises as `copy`."""
+    """Copy blocks to `target`, each dropped from `source` once it is stored there whole.
+
+    Raises as `copy`, and BadInput where `source` outlives this process and `target` does not: the blocks
+    would end with it.
+    """
     return _moved(store, ((key, source) for key in keys), target, {source})
 
 
@@ -123,6 +127,12 @@ def _moved(
     origins = {source: store.tiers.named(source) for source in sources}
     if target in origins:
         raise BadInput(f"blocks cannot move from {target} to itself")
+    for source, origin in origins.items():
+        if origin.outlives_process and not tier.outlives_process:
+            raise BadInput(
+                f"blocks cannot move from {source} to {target}: they would end with this process; copy them,"
+                " or name the disk or a tier across the network"
+            )
 
     return _carried(
         store,
@@ -143,11 +153,15 @@ def _carried(
     """Put every block that its source gives whole into `target`, and do `after`. An error tells how many were
     put before it.
 
-    What is dropped meanwhile stays dropped, and is missing.
+    What is dropped meanwhile stays dropped, and is missing.  This process evicts no block that is on its way.
+    One that leaves its tier otherwise, by another process's eviction or its time to live, counts as dropped:
+    the two look alike.
     """
+    pins = store.tenancy.pins
     done: list[int | None] = []
 
     def place(block: EncodedBlock, origin: ManagedTier, source: _Source) -> bool:
+        store.index.refresh()  # what another process dropped from `target` is not there
         was_there = target.holds(block.key)
         put(block, source)
         if not was_there and _left(store, block.key, origin, target):
@@ -158,9 +172,13 @@ def _carried(
 
     try:
         for key, source in places:
-            with store.queues.carrying(key) as write:
-                found = _found(store, key, source)
-                is_placed = found is not None and write.do(partial(place, *found, source))
+            pins.hold(key)
+            try:
+                with store.queues.carrying(key) as write:
+                    found = _found(store, key, source)
+                    is_placed = found is not None and write.do(partial(place, *found, source))
+            finally:
+                pins.release(key)
             done.append(found[0].size_bytes if found is not None and is_placed else None)
     except (NoSpace, Unreachable) as error:
         before = counted(_sum(done).blocks, "block")
@@ -216,6 +234,11 @@ def compress(store: Store, keys: Iterable[BlockKey], codec: str) -> Done:
 
 
 def _replaced(store: Store, block: EncodedBlock) -> bool:
+    """False, and nothing is written, where no tier of this machine has the block any more: another process
+    dropped it since it was read, or it went for room."""
+    store.index.refresh()
+    if not any(tier.holds(block.key) for tier in store.tiers.local):
+        return False
     store.replace(block)
     return True
 

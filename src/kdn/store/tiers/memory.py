@@ -26,6 +26,7 @@ class MemoryTier(ManagedTier):
 
     name = "memory"
     trusted = True
+    outlives_process = False
 
     def __init__(
         self,

@@ -166,6 +166,8 @@ class ManagedTier(Tier):
 
     read_only = ""
     """Why nothing in it is changed, where that is so."""
+    outlives_process = True
+    """Does it hold its blocks when this process has ended?"""
 
     def block_keys(self) -> Iterator[BlockKey]:
         """Every key that is here."""

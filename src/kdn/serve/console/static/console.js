@@ -300,10 +300,16 @@ function showTexts() {
   showActs();
 }
 
+// Where a move can take these: a tier that some of them are elsewhere than, and that does not end with the server.
+function targets(chosen) {
+  const lasting = (state.overview?.tiers || []).filter((tier) => tier.outlives_process).map((tier) => tier.name);
+  return lasting.filter((name) => chosen.some((row) => Object.keys(row.tiers).some((held) => held !== name)));
+}
+
 function showActs() {
   const chosen = state.texts.filter((row) => state.chosen.has(row.id));
   byId("chosen").textContent = chosen.length ? `${count(chosen.length)} chosen, ${size(sum(chosen, "size_bytes"))}` : "nothing chosen";
-  for (const button of byId("acts").querySelectorAll("button")) button.disabled = !chosen.length;
+  for (const button of byId("acts").querySelectorAll("button")) button.disabled = !chosen.length || (button.dataset.act === "move" && !targets(chosen).length);
 }
 
 const QUESTIONS = {
@@ -332,12 +338,10 @@ function confirmed() {
 async function act(action) {
   const chosen = state.texts.filter((row) => state.chosen.has(row.id));
   const [title, text] = QUESTIONS[action];
-  const tiers = (state.overview?.tiers || []).map((tier) => tier.name);
-  const elsewhere = (name) => chosen.some((row) => Object.keys(row.tiers).some((held) => held !== name));
   byId("ask-title").textContent = `${title} ${count(chosen.length)} ${chosen.length === 1 ? "text" : "texts"}?`;
   byId("ask-text").textContent = text;
   byId("ask-label").hidden = action !== "move";
-  byId("ask-to").replaceChildren(...tiers.filter(elsewhere).map((name) => make("option", { value: name }, name)));
+  byId("ask-to").replaceChildren(...targets(chosen).map((name) => make("option", { value: name }, name)));
   byId("ask-yes").textContent = title;
   if (!await confirmed()) return;
   const done = await ask("/v1/kdn/console/act", { body: { action, ids: chosen.map((row) => row.id), to: action === "move" ? byId("ask-to").value : "" } });

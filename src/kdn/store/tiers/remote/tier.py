@@ -161,6 +161,8 @@ class RemoteTier(ManagedTier):
         )
 
     def put(self, block: EncodedBlock, spare: Spare) -> None:
+        if self._uploads.is_leaving(block.key):  # what the remote still answers of it is going
+            self._catalogue.remove(block.key)
         try:
             is_there = self._head(block.key, SEAL_BYTES) is not None
         except LostBlock:  # it is there, and cannot be read now

@@ -49,6 +49,11 @@ class Uploads:
         with self._lock:
             return key in self._uploads and self._uploads[key].is_wanted
 
+    def is_leaving(self, key: BlockKey) -> bool:
+        """Is the block being dropped? Then a tier that still knows of it has it no more."""
+        with self._lock:
+            return key in self._uploads and not self._uploads[key].is_wanted
+
     @contextmanager
     def wanted(self, key: BlockKey) -> Iterator[None]:
         """While a caller waits for its `write`: the block is to be there, though it was dropped before."""
