@@ -56,9 +56,8 @@ class Gcc:
             self.bps = min(self._aimd.bps, by_loss, MAX_RATE_BPS)
             self.bps = max(self.bps, MIN_RATE_BPS)
             self._aimd.bps = min(self._aimd.bps, MAX_RATE_BPS)
-            self._loss.bps = (
-                self.bps
-            )  # or it grows while delay limits, and a loss cuts what nobody sends
+            # or it grows while delay is the limit, and a loss cuts what nobody sends
+            self._loss.bps = self.bps
         return Decision(self.bps, self._next_probe(feedback, now_ms))
 
     def _hear(self, feedback: Feedback, now_ms: float) -> LinkUsage:
