@@ -41,6 +41,12 @@ def test_an_unknown_policy_is_refused_before_anything_is_started() -> None:
     assert done.output.startswith("kdn: no policy 'best'; there are all-L,")
 
 
+def test_the_oracle_is_refused_where_the_network_is_real() -> None:
+    done = CliRunner().invoke(app, ["net", "l4s", "run", "--policy", "oracle"])
+    assert done.exit_code == 2
+    assert done.output.startswith("kdn: the oracle looks into copies of a simulated network")
+
+
 def test_lists_are_named_and_an_unknown_one_is_refused() -> None:
     done = CliRunner().invoke(app, ["net", "l4s", "eval", "--list", "best", "--json"])
     assert done.exit_code == 2

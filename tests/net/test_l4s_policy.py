@@ -57,6 +57,7 @@ def question(now_ms: float, mark: int = ECT1, ack_ms: float | None = None) -> Ch
     acks = np.zeros(0 if ack_ms is None else 1, LOG)
     if ack_ms is not None:
         acks["t_send"], acks["t_ack"] = int((ack_ms - 20) * MS), int(ack_ms * MS)
+        acks["t_ready"] = acks["t_send"]
         acks["sent_ecn"] = ECT1
     return ChooserQuestion(0, int(now_ms * MS), acks, 1500, mark, 1500, 20.0 * MS)
 
@@ -105,6 +106,7 @@ def test_a_forecaster_worse_than_the_last_value_is_barred() -> None:
     for t in range(10_000, 10_400, 2):
         acks = np.zeros(1, LOG)
         acks["t_send"], acks["t_ack"], acks["sent_ecn"] = (t - 2) * MS, t * MS, ECT1
+        acks["t_ready"] = acks["t_send"]
         policy._forecaster.track["min_rtt"] = 2 * MS
         policy.choose(ChooserQuestion(0, t * MS, acks, 1500, ECT1, 1500, 2.0 * MS))
     assert policy.fallbacks == 1
@@ -117,7 +119,7 @@ def test_a_bad_surprise_raises_that_queues_forecasts() -> None:
     marks: list[int] = []
     for t in range(10_000, 11_200, 100):
         acks = np.zeros(2, LOG)
-        acks["t_send"] = [(t - 100) * MS, (t - 10) * MS]
+        acks["t_ready"] = acks["t_send"] = [(t - 100) * MS, (t - 10) * MS]
         acks["t_ack"] = [(t - 38) * MS, (t - 8) * MS]
         acks["sent_ecn"] = [marks[-1] if marks else ECT1, ECT1]
         mark = marks[-1] if marks else ECT1
@@ -136,7 +138,8 @@ def test_packets_that_were_overtaken_are_judged_too() -> None:
     for t in range(10_010, 10_060, 10):
         policy.choose(question(t, mark=ECT0, ack_ms=t - 1))
     late = np.zeros(1, LOG)
-    late["t_send"], late["t_ack"], late["sent_ecn"] = 10_000 * MS, 10_062 * MS, ECT0
+    late["t_send"], late["t_ack"], late["sent_ecn"] = 10_003 * MS, 10_062 * MS, ECT0
+    late["t_ready"] = 10_000 * MS  # deciding took 3 ms
     assert policy._margins.raised(ECT0, 1.0 * MS) == 1.0 * MS
     policy.choose(ChooserQuestion(0, 10_063 * MS, late, 1500, ECT0, 1500, 20.0 * MS))
     assert policy._margins.raised(ECT0, 1.0 * MS) > 1.1 * MS
@@ -155,7 +158,8 @@ def test_forecasts_that_prove_wrong_are_overruled_by_what_packets_met() -> None:
             sent = [one for one in sent if one not in arrived]
             acks = acks[: len(arrived)]
             for row, (at, m) in zip(acks, arrived, strict=True):
-                row["t_send"], row["sent_ecn"] = at * MS, m
+                row["t_ready"] = row["t_send"] = at * MS
+                row["sent_ecn"] = m
                 row["t_ack"] = (at + (82 if m == ECT0 else 7)) * MS
             mark = policy.choose(ChooserQuestion(0, t * MS, acks, 1500, mark, 1500, 30.0 * MS)).mark
             sent.append((t, mark))

@@ -190,6 +190,27 @@ def test_a_probe_is_one_packet_and_no_switch() -> None:
     assert world.totals(0).switches == 0
 
 
+@pytest.mark.parametrize(("gap_ms", "cost_us"), [(1.0, 1000.0), (1.0, 2500.0), (0.0, 0.0)])
+def test_a_packet_that_asked_is_sent_however_long_the_answer_takes(
+    gap_ms: float, cost_us: float
+) -> None:
+    """A packet each 10 ms, at 10, 20, ... 990: each asks once, and goes when it is answered."""
+    flow = Flow(
+        "unresponsive",
+        "ect1",
+        steady(1.2),
+        marking="ask",
+        start_s=0.01,
+        decision_gap_ms=gap_ms,
+        decision_cost_us=cost_us,
+    )
+    world = World(Scenario("slow", (Hop(constant(50e6)),), (flow,), 0.999), {0: _Probing()})
+    world.run()
+    log = world.log()
+    assert len(log) == world.num_questions == 99
+    assert set(log["t_send"] - log["t_ready"]) == {cost_us * 1000}
+
+
 class _Noting:
     """Stays where it is, and keeps how many ACKs each question told of."""
 

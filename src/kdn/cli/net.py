@@ -24,12 +24,9 @@ l4s = typer.Typer(help="Predict the next packet's delay, mark accordingly.", no_
 app.add_typer(l4s, name="l4s")
 app.add_typer(rtc.app, name="rtc")
 
-Policy = Annotated[
-    str,
-    typer.Option(
-        help="all-L, all-C, random, by-type, last-value, by-forecast, swift, swift-online, oracle."
-    ),
-]
+_REAL = "all-L, all-C, random, by-type, last-value, by-forecast, swift, swift-online"
+RealPolicy = Annotated[str, typer.Option(help=f"{_REAL}.")]
+Policy = Annotated[str, typer.Option(help=f"{_REAL}, oracle.")]
 Seconds = Annotated[float, typer.Option(min=2.0, max=1e6, help="Length of the run in seconds.")]
 
 
@@ -215,7 +212,7 @@ def evaluate(
 
 @l4s.command()
 def run(
-    policy: Policy = "swift",
+    policy: RealPolicy = "swift",
     seconds: Seconds = 8.0,
     mbps: Annotated[float, typer.Option(min=1.0, max=1e6, help="The router's link.")] = 50.0,
     loopback: Annotated[bool, typer.Option(help="Do not make network namespaces.")] = False,
@@ -224,10 +221,10 @@ def run(
     """Real packets through the user-space router: the floor, then all-L, then the policy."""
     import numpy as np
 
-    from kdn.net.l4s.choosers import marking_of
+    from kdn.net.l4s.choosers import check_real
     from kdn.net.l4s.lab import open_place, run_real
 
-    marking_of(policy)  # refused here, not by a process that is started for it
+    check_real(policy)  # refused here, not by a process that is started for it
     rows = []
     with open_place(loopback) as place:
         for kind, name in (("floor", "all-L"), ("video", "all-L"), ("video", policy)):

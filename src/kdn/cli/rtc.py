@@ -154,7 +154,7 @@ def call(
     link: Annotated[Path | None, typer.Option(help="Play this recorded link instead.")] = None,
     loss: Annotated[float, typer.Option(min=0.0, max=0.9, help="Share of packets lost.")] = 0.01,
     delay_ms: Annotated[float, typer.Option(min=0.0, max=1e6, help="One-way delay.")] = 30.0,
-    queue: Annotated[int, typer.Option(min=1, help="Packets that the bottleneck holds.")] = 40,
+    queue: Annotated[int, typer.Option(min=4, help="Packets that the bottleneck holds.")] = 40,
     height: Annotated[int, typer.Option(min=16, help="Rows that the video is scaled to.")] = 208,
     seconds: Annotated[float, typer.Option(min=2.0, max=1e6, help="Length of the call.")] = 8.0,
     out: Annotated[
@@ -175,8 +175,8 @@ def call(
 ) -> None:
     """Call with a real video: code, send, lose, decode; a strip of what viewers saw, and a video each."""
     from kdn.net.rtc.call import STEP_MS, Link
-    from kdn.net.rtc.choose import codec, controller
-    from kdn.net.rtc.clips import Clip, read_clip, write_clip
+    from kdn.net.rtc.choose import check_real, codec, controller
+    from kdn.net.rtc.clips import read_clip, write_pictures
     from kdn.net.rtc.policy import load_policies
     from kdn.net.rtc.strips import draw_rates, draw_strip, screens, side_by_side
     from kdn.net.world.traces import constant, read_link
@@ -187,26 +187,32 @@ def call(
     pairs = [(name, coded) for name in controllers.split(",") for coded in chosen]
     for name, coded in pairs:  # a wrong name is refused before anything is run
         controller(name, path, learned)
+        if over != "simulated":
+            check_real(name)
         codec(coded)
     clip = read_clip(file, height, most=int(seconds * 60))
-    calls, rates, rows = {}, {}, []
+    calls, rates = {}, {}
+    rows: list[dict[str, Any]] = []
     out.mkdir(parents=True, exist_ok=True)
-    with _place(over) as place:
+
+    def print_rows() -> None:
+        few = [{n: row[n] for n in ("controller", *_SHOWN) if n in row} for row in rows]
+        title = f"{file.name} over {path.name}; pictures and videos go to {out}"
+        _print(rows if as_json else few, as_json, title)
+
+    with printed_even_early(print_rows), _place(over) as place:
         for name, coded in pairs:
             label = name if len(chosen) == 1 else f"{name} {coded}"
-            one = controller(name, path, learned)
+            one = controller(name, path, learned, clip.fps)
             running, row = _called(place, path, clip, coded, seconds, link, one, label, as_json)
             rates[label], calls[label] = row.pop("rates"), running
-            pictures = tuple(screens(running))
-            write_clip(out / f"{label.replace(' ', '-')}.mp4", Clip(label, clip.fps, pictures))
             rows.append({"controller": label} | asdict(running.outcome()) | row)
+            video = out / f"{label.replace(' ', '-')}.mp4"
+            write_pictures(video, screens(running), clip.fps)
     times = [seconds * share for share in (0.2, 0.4, 0.6, 0.8, 0.95)]
     draw_strip(calls, times, out / "strip.png")
     side_by_side(calls, out / "side-by-side.mp4")
     draw_rates(rates, STEP_MS / 1000.0, f"{file.name} over {path.name}", out / "rates.png")
-    if not as_json:
-        rows = [{n: row[n] for n in ("controller", *_SHOWN) if n in row} for row in rows]
-    _print(rows, as_json, f"{file.name} over {path.name}; pictures and videos are in {out}")
 
 
 @contextmanager

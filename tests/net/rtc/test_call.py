@@ -160,8 +160,9 @@ def test_equal_calls_are_equal_and_links_of_other_seeds_differ() -> None:
 
 
 def test_a_link_and_a_table_that_cannot_be_are_refused() -> None:
-    with pytest.raises(BadConfig, match="at least one packet"):
-        Link("none", constant(1e6), queue_packets=0)
+    with pytest.raises(BadConfig, match="at least 4 packets"):
+        Link("short", constant(1e6), queue_packets=3)
+    assert Link("least", constant(1e6), queue_packets=4).hop().queue.limit_ms == 48.0
     table = made_table()
     with pytest.raises(BadInput, match="shapes"):
         RateTable(

@@ -82,6 +82,10 @@ def test_a_call_over_what_is_not_there_is_refused(tmp_path: Path) -> None:
     wrong = invoke("call", str(film), "--codecs", "vp9", "--out", str(tmp_path / "out"))
     assert wrong.exit_code == 2
     assert "there are masked, unmasked, h264+fec30" in " ".join(wrong.output.split())
+    args = ("--over", "udp", "--controllers", "gcc,oracle", "--out", str(tmp_path / "out"))
+    wrong = invoke("call", str(film), *args)
+    assert wrong.exit_code == 2
+    assert "use --over simulated" in " ".join(wrong.output.split())
 
 
 def test_a_file_that_is_no_video_is_one_sentence(tmp_path: Path) -> None:

@@ -6,13 +6,14 @@ import numpy as np
 import pytest
 from tests.net.rtc.table import made_table
 
-from kdn.net.rtc.call import Call, Link, run_call
+from kdn.net.rtc.call import Call, Feedback, Link, run_call
 from kdn.net.rtc.control.aimd import AckedBitrate, Aimd, Capacity, LossController, RatePhase
 from kdn.net.rtc.control.delay import DelayStep, Detector, InterArrival, LinkUsage, Trendline
 from kdn.net.rtc.control.gcc import Gcc
 from kdn.net.rtc.control.kalman import ArrivalFilter, PaperDetector
+from kdn.net.rtc.rows import ACK, FRAME
 from kdn.net.world import RateTrace, constant
-from kdn.net.world.records import SECOND
+from kdn.net.world.records import MS, SECOND
 
 
 def test_packets_of_five_milliseconds_are_a_group() -> None:
@@ -175,6 +176,28 @@ def test_a_call_finds_its_link_and_gives_way_when_it_shrinks() -> None:
         rates.append(decision.rate_bps)
     assert 1.0e6 < np.mean(rates[200:290]) < 2.1e6
     assert np.mean(rates[400:]) < 0.7e6
+
+
+def report(step: int, lost: int) -> Feedback:
+    """50 ms in which ten packets of 1,250 bytes came, 2 Mbit/s, 40 ms after they were sent."""
+    acks = np.zeros(10, ACK)
+    acks["t_send"] = step * 50 * MS + np.arange(10) * 5 * MS
+    acks["t_deliver"], acks["t_ack"] = acks["t_send"] + 40 * MS, acks["t_send"] + 80 * MS
+    acks["size"] = 1250
+    frames = np.zeros(0, FRAME)
+    return Feedback((step + 3) * 50 * MS, acks, lost, 12_500, 0, 0, 2e6, frames, 0)
+
+
+def test_losses_cut_the_rate_that_is_sent_however_long_none_was_lost() -> None:
+    """The delay side stops at 1.5 times the 2 Mbit/s that arrive. After 30 s two of each ten packets are
+    lost, and the first 20 packets that tell of it take a tenth (half of the share) off."""
+    gcc = Gcc()
+    for step in range(600):
+        gcc.decide(report(step, 0))
+    before = gcc.bps
+    assert 2e6 < before < 3.3e6
+    cut = [gcc.decide(report(600 + step, 2)).rate_bps for step in range(4)]
+    assert min(cut) <= 0.92 * before
 
 
 def test_gcc_does_not_starve_on_a_steady_link() -> None:

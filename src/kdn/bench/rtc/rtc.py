@@ -221,7 +221,7 @@ def _inside(name: str, coded: str, seed: int, quick: bool) -> Callable[[], list[
         seconds = 2 * _WINDOW_S if quick else _INSIDE_S
         link = changing_link(seed, seconds)
         call = Call(_table("bikes", coded), link, seconds, seed)
-        run_call(call, controller(name, link, load_policies()))
+        run_call(call, controller(name, link, load_policies(), call.table.fps))
         labels: Row = {"part": "inside", "controller": name, "codec": coded, "seed": seed}
         return [labels | dict[str, Scalar](row) for row in windows(call, _WINDOW_S)]
 
@@ -249,7 +249,7 @@ def _real(clip_name: str, link: Link) -> Callable[[], list[Row]]:
             real = RealCall.over(link, clip, codec(coded), _REAL_S)
             table = Call(_table(clip.name, coded), link, _REAL_S)
             for mode, call in (("real pictures", real), ("table", table)):
-                outcome = run_call(call, controller(name, link, policies))
+                outcome = run_call(call, controller(name, link, policies, clip.fps))
                 found.append(labels | {"mode": mode} | asdict(outcome))
         return found
 

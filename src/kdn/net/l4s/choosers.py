@@ -20,6 +20,7 @@ from kdn.net.world.world import Chooser
 __all__ = [
     "MARKINGS",
     "POLICIES",
+    "check_real",
     "chooser",
     "marking_of",
     "packaged_lstm",
@@ -87,6 +88,16 @@ def marking_of(policy: str) -> Marking:
     if policy not in MARKINGS:
         raise BadInput(f"no policy {policy!r}; there are {', '.join(POLICIES)}")
     return MARKINGS[policy]
+
+
+def check_real(policy: str) -> None:
+    """Can a flow on a real network choose by this policy? Raises BadInput if not."""
+    marking_of(policy)
+    if policy == "oracle":
+        raise BadInput(
+            "the oracle looks into copies of a simulated network, and a real one has none; "
+            "use: kdn net l4s simulate --policy oracle"
+        )
 
 
 def chooser(

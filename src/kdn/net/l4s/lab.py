@@ -11,11 +11,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from kdn.errors import BadInput
+from kdn.net.l4s.choosers import check_real
 from kdn.net.l4s.node import NodeConfig
 from kdn.net.real.place import Node, Place, open_place
+from kdn.net.world.records import MS, SECOND
 
-__all__ = ["LabRun", "Place", "open_place", "run_real"]
+__all__ = ["LabRun", "Place", "delays_ms", "open_place", "run_real"]
 
+_WARM_UP_S = 1.0
 _MODULE = "kdn.net.l4s.node"
 
 
@@ -37,7 +41,12 @@ def run_real(
     kind: str = "video",
     mbps: float = 50.0,
 ) -> LabRun:
-    """One run of flows of `kind` through the router. Raises KdnError when a process fails."""
+    """One run of flows of `kind` through the router.
+
+    Raises KdnError when a process fails, and BadInput for a policy that no real network has or when
+    nothing comes back.
+    """
+    check_real(policy)
     delay_ms = 10.0
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         out = str(Path(folder) / "log.npy")
@@ -78,7 +87,16 @@ def run_real(
         sent = sender.result()
         log = np.load(out, allow_pickle=False)
         passed, heard = router.finish(), receiver.finish()
-    own = log[log["flow"] == 0]
-    delays = (own["t_ack"] - own["t_send"])[own["t_send"] > 1e9] / 1e6 - delay_ms
-    mbit = float(own["size"].sum()) * 8e-6
-    return LabRun(delays, mbit / seconds, sent, passed, heard)
+    delays = delays_ms(log[log["flow"] == 0], delay_ms)
+    return LabRun(delays, sent["mbit"][0] / seconds, sent, passed, heard)
+
+
+def delays_ms(log: NDArray[Any], path_ms: float) -> NDArray[np.float64]:
+    """Round trips of LOG rows above the path's own delay, after the warm-up. Raises BadInput for none."""
+    judged = log[log["t_send"] > _WARM_UP_S * SECOND]
+    if not len(judged):
+        raise BadInput(
+            f"no packet sent after {_WARM_UP_S:g} s came back, and {len(log)} before: the run is too "
+            "short, the link too slow, or something between the processes swallows the packets"
+        )
+    return np.asarray((judged["t_ack"] - judged["t_send"]) / MS - path_ms, np.float64)

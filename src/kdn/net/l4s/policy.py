@@ -214,7 +214,7 @@ class SwiftQueue:
             actual = max(float(row["t_ack"] - t_send) - least, 0.0)
             if self._strategies is not None:
                 self._strategies.note(t_send, sent_as == ECT1, actual)
-            made = self._pending.pop(self._decided_for(t_send), None)
+            made = self._pending.pop(self._decided_for(int(row["t_ready"])), None)
             if made is None:
                 continue
             if made.mark == sent_as:
@@ -222,14 +222,14 @@ class SwiftQueue:
                 self._margins.note(made.mark, actual, made.tail_ns, question.now_ns)
         self._bar_if_worse(question)
 
-    def _decided_for(self, t_send: int) -> int:
+    def _decided_for(self, t_ready: int) -> int:
         """When it was decided how a packet should go; NIL when no decision is near.
 
         Packets of the classic queue are overtaken by later ones of the other, and those that wait
         longest by most: they must be counted, in whatever order their ACKs come.
         """
-        at = bisect_right(self._decided, t_send) - 1
-        return self._decided[at] if at >= 0 and t_send - self._decided[at] <= MS else NIL
+        at = bisect_right(self._decided, t_ready) - 1
+        return self._decided[at] if at >= 0 and t_ready - self._decided[at] <= MS else NIL
 
     def _compare(self, actual: float, forecast: float, newest: float) -> None:
         gain = self._config.health_gain

@@ -1,8 +1,8 @@
 """A router in user space: datagrams in, through a queue of the simulator's own code, out.
 
 Senders talk to the front socket, the reflector to the back one.  Data wait in the queues and
-leave at the link's rate; feedback passes immediately.  The link keeps its own time: when the process
-wakes late, packets leave late but the rate holds.
+leave at the link's rate; feedback passes immediately.  The link keeps its own time, which begins with the
+first data: when the process wakes late, packets leave late but the rate holds.
 """
 
 from __future__ import annotations
@@ -42,7 +42,9 @@ class Router:
         self._state = empty_hop(hop, _ROWS)
         self._row = self._state.hops[0]
         self._front, self._back, self._receiver = front, back, receiver
-        self._clock, self._zero = clock, clock.now()
+        self._clock = clock
+        self._zero: float | None = None
+        """When the first data came: a recorded link begins then, however long its users took to load."""
         self._data: dict[int, bytes] = {}
         self._sources: dict[int, tuple[str, int]] = {}
         self._sending: tuple[int, int] | None = None
@@ -77,7 +79,6 @@ class Router:
         assert next_to_forward(self._state, 0) == packet
         self._forget(packet)
         update(self._state, 0, 0)
-        self._zero = self._clock.now()
 
     def step(self) -> None:
         """Forward what is due, take in what has come, sleep until one of the two."""
@@ -97,7 +98,7 @@ class Router:
         assert len(self._data) == queued + (self._sending is not None)
 
     def _now(self) -> int:
-        return int((self._clock.now() - self._zero) * SECOND)
+        return 0 if self._zero is None else int((self._clock.now() - self._zero) * SECOND)
 
     def _due(self) -> int:
         due = self._next_update
@@ -173,6 +174,8 @@ class Router:
             except BadInput:
                 self.foreign += 1
                 continue
+            if self._zero is None:
+                self._zero = self._clock.now()
             self._sources[flow] = source
             packet = admit(self._state, len(data), ecn, self._now())
             if packet != NIL:

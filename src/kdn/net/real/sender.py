@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import select
 import socket
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,7 @@ from kdn.net.world.bare import (
     MUST_WAIT,
     book_packet,
     check_timer,
+    late_feedback,
     packet_acked,
     readiness,
 )
@@ -30,6 +31,17 @@ __all__ = ["Sender"]
 
 _TIMER_NS = 5 * MS
 _BURST = 16
+
+
+class _Sent(NamedTuple):
+    """What was sent. Its row of PACKET is another packet's once it was given up."""
+
+    packet: int
+    size: int
+    ecn: int
+    t_ready: int
+    t_send: int
+    inflight: int
 
 
 class Sender:
@@ -48,7 +60,8 @@ class Sender:
         self._choosers = choosers
         self._flows = range(len(scenario.flows))
         self._app_at = [int(flow.start_s * SECOND) for flow in scenario.flows]
-        self._outstanding: dict[tuple[int, int], int] = {}
+        self._unheard: dict[tuple[int, int], _Sent] = {}
+        """By flow and number, those that were given up too: feedback of them may come yet."""
         self._rows: list[tuple[int, ...]] = []
         self._fresh: dict[int, list[tuple[int, ...]]] = {flow: [] for flow in choosers}
         self._next_timer = 0
@@ -82,7 +95,7 @@ class Sender:
         return self._deciding_s / max(self.decisions, 1) * 1e6
 
     def log(self) -> NDArray[Any]:
-        """A LOG row per ACK, in order of arrival."""
+        """A LOG row per ACK, in order of arrival, of packets that were given up too."""
         return np.array(self._rows, LOG)
 
     def _warm(self) -> None:
@@ -95,6 +108,7 @@ class Sender:
             readiness(spare, flow, now)
             packet_acked(spare, book_packet(spare, flow, now), True, now + 10 * MS)
             check_timer(spare, flow, 20 * MS)
+            late_feedback(spare.flows[flow], 0)
         feed_app(spare.clock, spare.flows[0], 0)
 
     def _now(self) -> int:
@@ -133,7 +147,8 @@ class Sender:
                 return
             p = self._state.packets[packet]
             seq, ecn, size = int(p["seq"]), int(p["sent_ecn"]), int(p["size"])
-            self._outstanding[flow, seq] = packet
+            times = int(p["t_ready"]), int(p["t_send"])
+            self._unheard[flow, seq] = _Sent(packet, size, ecn, *times, int(p["inflight"]))
             data = wire.write(wire.Datagram(False, flow, seq, ecn, ecn), size)
             wire.send(self._udp, data, self._router, ecn)
 
@@ -153,7 +168,7 @@ class Sender:
         answer: ChooserAnswer = self._choosers[flow].choose(question)
         if row["mark"] != answer.mark:
             row["switches"] += 1
-        row["mark"], row["decided"] = answer.mark, question.now_ns
+        row["mark"], row["decided"], row["answered"] = answer.mark, question.now_ns, 1
         row["probe"] = int(answer.probe)
         self.decisions += 1
         self._deciding_s += self._clock.now() - start
@@ -167,22 +182,23 @@ class Sender:
                 said = wire.read(found[0])
             except BadInput:
                 continue
-            packet = self._outstanding.pop((said.flow, said.seq), None)
-            if packet is not None:
-                self._acknowledge(said, packet)
+            sent = self._unheard.pop((said.flow, said.seq), None)
+            if sent is not None:
+                self._acknowledge(said, sent)
 
-    def _acknowledge(self, said: wire.Datagram, packet: int) -> None:
+    def _acknowledge(self, said: wire.Datagram, sent: _Sent) -> None:
         now = self._now()
-        p = self._state.packets[packet]
-        if int(p["outstanding"]) == 0 or int(p["seq"]) != said.seq:
-            return  # given up before; the row may already hold another packet
-        t_send = int(p["t_send"])
-        sent = (said.flow, said.seq, int(p["size"]), said.sent_ecn, said.ecn)
-        row = (*sent, t_send, t_send, now, now, int(p["inflight"]))
+        what = (said.flow, said.seq, sent.size, sent.ecn, said.ecn)
+        row = (*what, sent.t_ready, sent.t_send, now, now, sent.inflight)
         self._rows.append(row)
         if said.flow in self._fresh:
             self._fresh[said.flow].append(row)
-        packet_acked(self._state, packet, said.ecn == 3, now)
+        p = self._state.packets[sent.packet]
+        holds = int(p["flow"]), int(p["seq"])  # another packet, perhaps, once this one was given up
+        if int(p["outstanding"]) == 1 and holds == (said.flow, said.seq):
+            packet_acked(self._state, sent.packet, said.ecn == 3, now)
+        else:
+            late_feedback(self._state.flows[said.flow], said.seq)
 
     def _timers(self, now: int) -> None:
         if now < self._next_timer:

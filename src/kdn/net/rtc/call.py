@@ -16,7 +16,7 @@ from kdn.net.rtc.rows import ACK, CALL, DECODED, FRAME, SENT, CallState
 from kdn.net.rtc.tables import RateTable
 from kdn.net.world.build import build
 from kdn.net.world.records import MS, SECOND, State
-from kdn.net.world.spec import App, Flow, Hop, Queue, Scenario
+from kdn.net.world.spec import LEAST_QUEUE, App, Flow, Hop, Queue, Scenario
 from kdn.net.world.traces import RateTrace
 
 __all__ = [
@@ -53,7 +53,7 @@ _MOST_ACKS = 4096
 
 @dataclass(frozen=True)
 class Link:
-    """The path of a call. `queue_packets` counts packets of 1500 bytes; delays are one way."""
+    """The path of a call. `queue_packets` counts packets of 1500 bytes, 4 at least; delays are one way."""
 
     name: str
     rate: RateTrace
@@ -65,10 +65,10 @@ class Link:
     """Flows that share the bottleneck."""
 
     def __post_init__(self) -> None:
-        if self.queue_packets < 1 or self.delay_ms < 0 or not 0 <= self.loss < 1:
+        if self.queue_packets < LEAST_QUEUE or self.delay_ms < 0 or not 0 <= self.loss < 1:
             raise BadConfig(
-                f"link {self.name!r}: a queue of at least one packet, a delay of at least 0 and a loss "
-                f"below 1 are wanted; got {self.queue_packets}, {self.delay_ms} and {self.loss}"
+                f"link {self.name!r}: a queue of at least {LEAST_QUEUE} packets, a delay of at least 0 and "
+                f"a loss below 1 are wanted; got {self.queue_packets}, {self.delay_ms} and {self.loss}"
             )
 
     def hop(self) -> Hop:

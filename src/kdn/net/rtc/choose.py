@@ -13,9 +13,9 @@ from kdn.net.rtc.control.oracle import RateOracle
 from kdn.net.rtc.control.rivals import BbrLike, Copa, Fbra, Salsify
 from kdn.net.rtc.policy import Learned, Policy, RateSetter, Safeguarded, load_policies
 
-__all__ = ["CODECS", "CONTROLLERS", "codec", "controller"]
+__all__ = ["CODECS", "CONTROLLERS", "check_real", "codec", "controller"]
 
-Make = Callable[[Link, dict[str, Policy]], Controller]
+Make = Callable[[Link, dict[str, Policy], float], Controller]
 
 
 def _learner() -> RateSetter:
@@ -26,20 +26,20 @@ def _learner() -> RateSetter:
 
 
 CONTROLLERS: dict[str, Make] = {
-    "ours": lambda _link, policies: Learned(policies["codec-aware"]),
-    "ours-safe": lambda _link, policies: Safeguarded(Learned(policies["codec-aware"])),
-    "aurora": lambda _link, policies: Learned(policies["network-only"]),
-    "onrl": lambda _link, policies: Safeguarded(Learned(policies["onrl"])),
-    "learns": lambda _link, _policies: _learner(),
-    "learns-safe": lambda _link, _policies: Safeguarded(_learner()),
-    "offline": lambda _link, policies: Learned(policies["offline"]),
-    "gcc": lambda _link, _policies: Gcc(),
-    "gcc-kalman": lambda _link, _policies: KalmanGcc(),
-    "salsify": lambda _link, _policies: Salsify(),
-    "copa": lambda _link, _policies: Copa(),
-    "bbr-like": lambda _link, _policies: BbrLike(),
-    "fbra": lambda _link, _policies: Fbra(),
-    "oracle": lambda link, _policies: RateOracle(link),
+    "ours": lambda _link, policies, _fps: Learned(policies["codec-aware"]),
+    "ours-safe": lambda _link, policies, _fps: Safeguarded(Learned(policies["codec-aware"])),
+    "aurora": lambda _link, policies, _fps: Learned(policies["network-only"]),
+    "onrl": lambda _link, policies, _fps: Safeguarded(Learned(policies["onrl"])),
+    "learns": lambda _link, _policies, _fps: _learner(),
+    "learns-safe": lambda _link, _policies, _fps: Safeguarded(_learner()),
+    "offline": lambda _link, policies, _fps: Learned(policies["offline"]),
+    "gcc": lambda _link, _policies, _fps: Gcc(),
+    "gcc-kalman": lambda _link, _policies, _fps: KalmanGcc(),
+    "salsify": lambda _link, _policies, fps: Salsify(fps=fps),
+    "copa": lambda _link, _policies, _fps: Copa(),
+    "bbr-like": lambda _link, _policies, _fps: BbrLike(),
+    "fbra": lambda _link, _policies, _fps: Fbra(),
+    "oracle": lambda link, _policies, _fps: RateOracle(link),
 }
 """What each is: learned with the codec-aware reward (and GCC as a safeguard), PPO with rewards that know only
 the network, learning within the call from nothing, learned from GCC's logs, and the classical rules.  The
@@ -74,12 +74,26 @@ def codec(name: str) -> VideoCodec:
     return CODECS[name]()
 
 
-def controller(name: str, link: Link, policies: dict[str, Policy] | None = None) -> Controller:
-    """A fresh controller for one call. Raises BadInput for an unknown name or a policy that is not there."""
+def check_real(name: str) -> None:
+    """Can the controller drive a call over sockets? Raises BadInput if not."""
+    if name == "oracle":
+        raise BadInput(
+            "the oracle reads the rate of a simulated link, and sockets do not tell when theirs began; "
+            "leave it out, or use --over simulated"
+        )
+
+
+def controller(
+    name: str, link: Link, policies: dict[str, Policy] | None = None, fps: float = 25.0
+) -> Controller:
+    """A fresh controller for one call of so many pictures a second.
+
+    Raises BadInput for an unknown name or a policy that is not there.
+    """
     if name not in CONTROLLERS:
         raise BadInput(f"no controller {name!r}; there are {', '.join(CONTROLLERS)}")
     try:
-        return CONTROLLERS[name](link, load_policies() if policies is None else policies)
+        return CONTROLLERS[name](link, load_policies() if policies is None else policies, fps)
     except KeyError as missing:
         raise BadInput(
             f"controller {name!r} follows the policy {missing}, which is not among those given; "

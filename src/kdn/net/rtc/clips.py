@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -13,7 +14,16 @@ from numpy.typing import NDArray
 from kdn.errors import BadInput, MissingExtra
 from kdn.net.rtc.codec.picture import Picture
 
-__all__ = ["Clip", "as_frame", "from_frame", "generated", "packaged", "read_clip", "write_clip"]
+__all__ = [
+    "Clip",
+    "as_frame",
+    "from_frame",
+    "generated",
+    "packaged",
+    "read_clip",
+    "write_clip",
+    "write_pictures",
+]
 
 
 @dataclass(frozen=True)
@@ -59,12 +69,18 @@ def read_clip(path: Path, height: int | None = None, most: int | None = None) ->
 
 def write_clip(path: Path, clip: Clip) -> None:
     """Write the pictures as H.264 in the container that the file's name asks for."""
+    write_pictures(path, clip.pictures, clip.fps)
+
+
+def write_pictures(path: Path, pictures: Iterable[Picture], fps: float) -> None:
+    """As `write_clip`, of pictures that are made one by one: none is kept. There is at least one."""
     av = _av()
-    height, width = clip.pictures[0].y.shape
     with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=round(clip.fps), options={"crf": "16"})
-        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
-        for picture in clip.pictures:
+        stream = container.add_stream("libx264", rate=round(fps), options={"crf": "16"})
+        stream.pix_fmt = "yuv420p"
+        for number, picture in enumerate(pictures):
+            if number == 0:
+                stream.height, stream.width = picture.y.shape
             container.mux(stream.encode(as_frame(picture)))
         container.mux(stream.encode(None))
 

@@ -63,6 +63,6 @@ def judged(
     for link in links:
         for seed, table in enumerate(tables):
             call = Call(table, link, seconds, seed=seed + 1)
-            outcomes.append(run_call(call, controller(name, link, policies)))
+            outcomes.append(run_call(call, controller(name, link, policies, table.fps)))
             tick()
     return mean_outcome(outcomes)

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdn.errors import MissingExtra
-from kdn.net.rtc.clips import Clip, as_frame, write_clip
+from kdn.net.rtc.clips import as_frame, write_pictures
 from kdn.net.rtc.codec.picture import Picture, blank
 from kdn.net.rtc.real_call import RealCall
 from kdn.net.world.records import SECOND
@@ -66,9 +66,16 @@ def draw_strip(calls: Mapping[str, RealCall], times_s: Sequence[float], path: Pa
 def screens(call: RealCall) -> Iterator[Picture]:
     """What stands on the viewer's screen at each moment of a picture, from the call's start to its end."""
     height, width = call.original(0).y.shape
+    decoded = call.frames["t_decode"]
+    coming = [int(n) for n in np.argsort(decoded, kind="stable") if decoded[n] > 0]
+    coming = [n for n in coming if n in call.shown]
+    at, newest = 0, -1
     for number in range(int(call.seconds * call.table.fps)):
-        picture, _ = seen_at(call, number / call.table.fps)
-        yield _cropped(picture or blank(height, width), height, width)
+        now = number / call.table.fps * SECOND
+        while at < len(coming) and decoded[coming[at]] <= now:
+            newest, at = max(newest, coming[at]), at + 1
+        picture = call.shown[newest] if newest >= 0 else blank(height, width)
+        yield _cropped(picture, height, width)
 
 
 def side_by_side(calls: Mapping[str, RealCall], path: Path) -> None:
@@ -82,11 +89,11 @@ def side_by_side(calls: Mapping[str, RealCall], path: Path) -> None:
         _cropped(first.original(number), height, width)
         for number in range(int(first.seconds * first.table.fps))
     )
-    tiled = tuple(
+    tiled = (
         _tiled([_under(bar, picture) for bar, picture in zip(bars, pictures, strict=True)], columns)
         for pictures in zip(originals, *(screens(call) for call in calls.values()), strict=True)
     )
-    write_clip(path, Clip("side by side", first.table.fps, tiled))
+    write_pictures(path, tiled, first.table.fps)
 
 
 def draw_rates(rates: Mapping[str, Sequence[float]], step_s: float, title: str, path: Path) -> None:

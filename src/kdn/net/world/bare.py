@@ -9,13 +9,15 @@ from kdn.net.world.compiled import compiled
 from kdn.net.world.loop import next_opportunity, rate_index_at
 from kdn.net.world.packets import release, take
 from kdn.net.world.queue import dequeue, enqueue
-from kdn.net.world.records import ASK, CE, NIL, SECOND, State
+from kdn.net.world.records import CE, NIL, SECOND, State
 from kdn.net.world.rng import uniform
 from kdn.net.world.sender import (
     acknowledge,
     choose_mark,
     find_lost,
     give_up_all,
+    is_undecided,
+    late_feedback,
     may_send,
     note_sent,
     timeout_at,
@@ -29,6 +31,7 @@ __all__ = [
     "book_packet",
     "check_timer",
     "is_lost",
+    "late_feedback",
     "leaves_at",
     "next_to_forward",
     "packet_acked",
@@ -48,7 +51,7 @@ def readiness(state: State, flow_id: int, now: int) -> int:
     flow = state.flows[flow_id]
     if not may_send(flow) or flow.next_send > now or now >= flow.stop:
         return MUST_WAIT
-    if flow.marking == ASK and now - flow.decided >= flow.decision_gap:
+    if is_undecided(flow, now):
         return MUST_ASK
     return READY
 
@@ -63,7 +66,8 @@ def book_packet(state: State, flow_id: int, now: int) -> int:
     p = state.packets[packet]
     ecn = choose_mark(state, flow_id)
     p.flow, p.seq, p.size, p.sent_ecn, p.ecn = flow_id, flow.seq, flow.size, ecn, ecn
-    p.t_ready, p.t_deliver, p.travelling = now, NIL, 0
+    p.t_ready = flow.decided if flow.answered == 1 else now
+    p.t_deliver, p.travelling = NIL, 0
     flow.seq += 1
     note_sent(state, packet, now)
     return packet

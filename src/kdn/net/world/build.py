@@ -34,7 +34,7 @@ from kdn.net.world.records import (
     US,
     State,
 )
-from kdn.net.world.spec import Flow, Hop, Scenario
+from kdn.net.world.spec import LEAST_QUEUE, Flow, Hop, Scenario
 
 __all__ = ["build", "empty_hop"]
 
@@ -116,7 +116,7 @@ def fill_hop(row: Any, hop: Hop, rates_at: int) -> None:
     queue, rate = hop.queue, hop.rate
     row["aqm"] = QUEUES.index(_queue(queue.aqm))
     row["mtu"] = _MTU
-    row["limit"] = max(int(queue.limit_ms * 1e-3 * rate.mean_bps / 8), 4 * _MTU)
+    row["limit"] = max(int(queue.limit_ms * 1e-3 * rate.mean_bps / 8), LEAST_QUEUE * _MTU)
     row["limit_packets"] = 10_000 if queue.linux else 1 << 40
     row["prop"], row["jitter"] = int(hop.delay_ms * MS), int(hop.jitter_ms * MS)
     row["loss"] = hop.loss

@@ -10,7 +10,7 @@ from kdn.net.world.compiled import compiled
 from kdn.net.world.events import ACK, APP, ARRIVE, LINK, SEND, TIMER, UPDATE, pop, push
 from kdn.net.world.packets import release, take
 from kdn.net.world.queue import dequeue, enqueue, update
-from kdn.net.world.records import ASK, NIL, SECOND, WATCH_NEXT, WATCH_PACKET, State
+from kdn.net.world.records import NIL, SECOND, WATCH_NEXT, WATCH_PACKET, State
 from kdn.net.world.rng import exponential, uniform
 from kdn.net.world.sender import (
     acknowledge,
@@ -18,6 +18,7 @@ from kdn.net.world.sender import (
     feed_app,
     find_lost,
     give_up_all,
+    is_undecided,
     may_send,
     note_sent,
     timeout_at,
@@ -165,8 +166,8 @@ def emit(state: State, flow_id: int, size: int, ecn: int, now: int) -> bool:
 
 @compiled
 def _must_ask(state: State, flow_id: int, now: int) -> bool:
-    flow, clock = state.flows[flow_id], state.clock[0]
-    if flow.marking != ASK or clock.frozen == 1 or now - flow.decided < flow.decision_gap:
+    clock = state.clock[0]
+    if clock.frozen == 1 or not is_undecided(state.flows[flow_id], now):
         return False
     clock.asking = flow_id
     return True
@@ -311,7 +312,7 @@ def answer(state: State, mark: int, probe: bool, cost: int) -> None:
     flow = state.flows[flow_id]
     if flow.mark != mark:
         flow.switches += 1
-    flow.mark, flow.decided = mark, now
+    flow.mark, flow.decided, flow.answered = mark, now, 1
     flow.probe = 1 if probe else 0
     if cost > 0:
         flow.next_send = max(flow.next_send, now + cost)

@@ -257,6 +257,7 @@ FLOW = np.dtype(
         ("mark", "i8"),
         ("marks_left", "i8"),
         ("decided", "i8"),
+        ("answered", "i8"),  # 1: the packet that asked has not gone yet
         ("probe", "i8"),  # 1: the next packet only goes to the other queue
         ("switches", "i8"),
         # what happened

@@ -36,6 +36,8 @@ __all__ = [
     "feed_app",
     "find_lost",
     "give_up_all",
+    "is_undecided",
+    "late_feedback",
     "may_send",
     "note_sent",
     "timeout_at",
@@ -52,6 +54,15 @@ def may_send(flow: Rows) -> bool:
     if flow.app_bytes < flow.size:
         return False
     return bool(flow.has_window == 0 or flow.inflight + flow.size <= flow.cwnd)
+
+
+@compiled
+def is_undecided(flow: Rows, now: int) -> bool:
+    """Must the flow's chooser be asked before the next packet? Never twice for one packet, however
+    long the answer took."""
+    if flow.marking != ASK or flow.answered == 1:
+        return False
+    return bool(now - flow.decided >= flow.decision_gap)
 
 
 @compiled
@@ -103,6 +114,7 @@ def note_sent(state: State, packet: int, now: int) -> None:
     flow.newest = packet
     flow.inflight += p.size
     flow.sent += 1
+    flow.answered = 0
     if p.sent_ecn == ECT1:
         flow.sent_l += 1
     flow.last_sent = now
@@ -148,10 +160,10 @@ def acknowledge(state: State, packet: int, now: int) -> None:
     """The packet's ACK is here: measure, respond to its mark, grow, give up what was overtaken."""
     p = state.packets[packet]
     flow = state.flows[p.flow]
-    _note_order(flow, p.seq)
     if p.outstanding == 0:
-        flow.spurious += 1  # given up too early; counted, and its bytes are not goodput twice
+        late_feedback(flow, p.seq)
         return
+    _note_order(flow, p.seq)
     _unlink(state, packet)
     rtt = float(now - p.t_send)
     _measure_rtt(flow, rtt, now)
@@ -169,6 +181,13 @@ def acknowledge(state: State, packet: int, now: int) -> None:
     grown = 0 if p.ecn == CE and flow.grows_on_marks == 0 else p.size
     on_acked(flow, p.size, grown, rtt, rate, p.delivered, now)
     find_lost(state, p.flow, now)
+
+
+@compiled
+def late_feedback(flow: Rows, seq: int) -> None:
+    """A packet that was given up has arrived after all: counted, and its bytes are not goodput twice."""
+    _note_order(flow, seq)
+    flow.spurious += 1
 
 
 @compiled

@@ -9,6 +9,7 @@ from kdn.errors import BadConfig
 from kdn.net.world.traces import RateTrace
 
 __all__ = [
+    "LEAST_QUEUE",
     "App",
     "Ecn",
     "Flow",
@@ -22,6 +23,9 @@ __all__ = [
     "web",
 ]
 
+LEAST_QUEUE = 4
+"""No buffer is smaller, in packets of 1,500 bytes, whatever is asked for."""
+
 Ecn = Literal["not-ect", "ect0", "ect1"]
 Marking = Literal["fixed", "random", "blocks", "by-type", "ask"]
 
@@ -34,7 +38,7 @@ class Queue:
     """One of `queue.QUEUES`."""
     linux: bool = False
     limit_ms: float = 250.0
-    """Buffer, in milliseconds at the link's mean rate."""
+    """Buffer, in milliseconds at the link's mean rate, and of `LEAST_QUEUE` packets at least."""
     target_ms: float = 15.0
     update_ms: float = 15.0
     alpha_hz: float = 0.16

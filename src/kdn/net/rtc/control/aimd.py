@@ -197,6 +197,11 @@ class LossController:
             self._decreased = now_ms
         return self.bps
 
+    def restart(self, bps: float) -> None:
+        """Go on from a rate that was measured: what was sent before it bounds no growth."""
+        self.bps = bps
+        self._history.clear()
+
     def _remember(self, now_ms: float) -> None:
         while self._history and now_ms - self._history[0][0] > 1000.0:
             self._history.popleft()

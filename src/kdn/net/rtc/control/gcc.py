@@ -52,11 +52,12 @@ class Gcc:
             heard = len(feedback.acks) + feedback.num_lost
             by_loss = self._loss.update(heard, feedback.num_lost, self._rtt_ms, now_ms)
             if now_ms < 2000.0 and feedback.num_lost == 0:
-                self._loss.bps = by_loss = max(by_loss, self._aimd.bps)
+                by_loss = max(by_loss, self._aimd.bps)
             self.bps = min(self._aimd.bps, by_loss, MAX_RATE_BPS)
             self.bps = max(self.bps, MIN_RATE_BPS)
             self._aimd.bps = min(self._aimd.bps, MAX_RATE_BPS)
-            self._loss.bps = min(max(self._loss.bps, self.bps), MAX_RATE_BPS)
+            # or it grows while delay is the limit, and a loss cuts what nobody sends
+            self._loss.bps = self.bps
         return Decision(self.bps, self._next_probe(feedback, now_ms))
 
     def _hear(self, feedback: Feedback, now_ms: float) -> LinkUsage:
@@ -120,7 +121,7 @@ class Gcc:
         self._aimd.bps = 0.95 * measured if measured < 0.9 * probed else measured
         if measured < 0.9 * probed:
             self._aimd.capacity.note(measured, 0.5)
-        self._loss.bps = max(self._loss.bps, self._aimd.bps)
+        self._loss.restart(max(self._loss.bps, self._aimd.bps))
         if measured > _REACHED * probed and not self._probes:
             self._probes = [_NEXT_PROBE * measured]
 
