@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kdn.clock import ManualClock
+from kdn.config import ServeConfig
 from kdn.errors import Cancelled
 from kdn.serve import Limits
 from kdn.serve.errors import Refused
@@ -39,6 +40,15 @@ def test_a_caller_has_its_share_and_all_have_theirs() -> None:
     load.give_back("alice", Held(requests=4))
     load.take("carol", Held(requests=1))
     load.check()
+
+
+def test_engines_that_share_a_key_of_a_node_write_side_by_side() -> None:
+    """Nine blocks of 33.5 MB are more than the 256 MiB of another server's caller."""
+    load = Backpressure(Limits.of_node(ServeConfig()))
+    for _ in range(60):
+        load.take("store-*", Held(size_bytes=33_500_000))
+    with pytest.raises(Refused, match="this key's limit is 2147483648"):
+        load.take("store-*", Held(size_bytes=200_000_000))
 
 
 def test_two_requests_without_a_body_end_one_after_the_other() -> None:

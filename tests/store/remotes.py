@@ -90,6 +90,7 @@ def node_server(
     admin_key: str | None = None,
     tenant_keys: tuple[str, ...] = (),
     certificate: Path | None = None,
+    body_bytes: int = 1 << 30,
 ) -> Iterator[str]:
     """A node over `store`; yields its address. The store stays the caller's."""
     grants = read_grants(admin_key, tenant_keys)
@@ -98,7 +99,7 @@ def node_server(
         port=0,
         api_keys=tokens,
         certificate=certificate,
-        limits=Limits(body_bytes=1 << 30),
+        limits=Limits(body_bytes=body_bytes),
         grace_s=1,
     )
     door = listen(settings)

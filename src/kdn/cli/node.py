@@ -79,9 +79,7 @@ def node(
         allow_unauthenticated=allow_unauthenticated,
         check_host=None if has_key or not is_loopback(host) else True,
         grace_s=config.serve.grace_s,
-        limits=Limits(
-            body_bytes=1 << 30, all_bytes=1 << 32, connections=config.serve.max_connections
-        ),
+        limits=Limits.of_node(config.serve),
         certificate=certificate or config.serve.certificate,
         private_key=private_key or config.serve.private_key,
     )

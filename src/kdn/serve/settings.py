@@ -64,6 +64,16 @@ class Limits:
             all_tokens=config.max_tokens,
         )
 
+    @classmethod
+    def of_node(cls, config: ServeConfig) -> Limits:
+        """Of a server of blocks: its callers are engines, and all of them may share one key."""
+        return cls(
+            body_bytes=1 << 30,
+            caller_bytes=1 << 31,
+            all_bytes=1 << 32,
+            connections=config.max_connections,
+        )
+
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
             if value < 1:

@@ -201,7 +201,8 @@ class Store:
             durable.touch(key)
         load: Load = shared
         if delivery is not None and tier.transcoder is not None:
-            load = DeliveredLoad(shared, tier.transcoder, delivery)
+            on_lost = partial(self.index.quarantine, tier, key)  # a lost one is only counted
+            load = DeliveredLoad(shared, tier.transcoder, delivery, on_lost)
         return Reader(load, hit.num_tokens, partial(self._leave, key, shared))
 
     def note_delivered(self, key: BlockKey, first: int, last: int, level: str, size: int) -> None:

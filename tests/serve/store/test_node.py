@@ -15,13 +15,14 @@ from pathlib import Path
 from typing import Any, cast
 
 import httpx
+import msgspec
 import pytest
 from fastapi.testclient import TestClient
 from starlette.types import Message, Receive, Scope, Send
 
-from kdn.clock import ManualClock
+from kdn.clock import ManualClock, SystemClock
 from kdn.core import EXACT, PUBLIC_SALT
-from kdn.errors import BadConfig, LostBlock, Unreachable
+from kdn.errors import BadConfig, LostBlock, NoSpace, Unreachable
 from kdn.serve import Limits, ServeSettings, create_node_app, read_grants
 from kdn.serve.auth import LOCAL, Auth, caller_of, own_scope
 from kdn.serve.limits import Backpressure, Shutdown
@@ -29,14 +30,19 @@ from kdn.serve.store.texts import TextStore, text_routes
 from kdn.store import (
     DiskTier,
     KeyRing,
+    MemoryTier,
     PeerRemote,
     Quotas,
+    RemoteCallSettings,
+    RemoteSettings,
+    RemoteTier,
     Store,
     encode_block,
     open_store,
 )
 from kdn.store.index.index import Entry
 from kdn.store.tiers.remote.entry_bytes import pack_note
+from kdn.store.tiers.remote.peer import PeerChanges
 from kdn.trace import NoTrace
 from tests.serve.running import statuses_of_a_hang_up
 from tests.store.helpers import MODEL, BadReads, block_id, make_block
@@ -118,16 +124,64 @@ def test_news_of_what_left_do_not_tell_of_others(url: str, store: Store) -> None
     remote.close()
 
 
+def test_cursors_do_not_count_the_blocks_of_others(url: str, store: Store) -> None:
+    """Two cursors with 40 of carol's blocks between them were forty apart."""
+    with as_(url, "a-key") as http:
+        cursors = []
+        for start in (0, 100):
+            for number in range(start, start + 40):
+                store.put(make_block(block_id([7, number], salt="carol")))
+            answer = msgspec.msgpack.decode(http.get("/blocks").content, type=PeerChanges)
+            again = msgspec.msgpack.decode(
+                http.get("/blocks", params={"since": answer.cursor}).content, type=PeerChanges
+            )
+            assert again == PeerChanges(answer.cursor, whole=False, added=[], removed=[])
+            cursors.append(answer.cursor)
+        assert len(store.index.entries()) == 83
+        assert all(re.fullmatch("[0-9a-f]{32}", one) for one in cursors), cursors
+        assert cursors[0][:16] != cursors[1][:16], "no part of it goes on"
+
+
 def test_a_tenant_cannot_write_for_another_or_for_all(url: str, store: Store) -> None:
     remote = PeerRemote(url, token="a-key")
     for salt in ("bob", PUBLIC_SALT, ""):
         block = make_block(block_id([1, 2, 3], salt=salt))
-        with pytest.raises(Unreachable, match="403"):
+        with pytest.raises(NoSpace, match="403"):
             remote.write(block.id.key, note_of(block), encode_block(block).data)
     own = make_block(block_id([1, 2, 3], salt="alice"))
     remote.write(own.id.key, note_of(own), encode_block(own).data)
     assert store.index.get(own.id.key) is not None
     remote.close()
+
+
+def test_a_tenant_without_quota_does_not_cost_the_others_the_node(tmp_path: Path) -> None:
+    """Three refused writes opened the circuit: no engine's tenant found anything there."""
+    bobs = [make_block(block_id([number], salt="bob")) for number in range(3)]
+    calls = RemoteCallSettings(timeout_s=20)
+    with (
+        open_store(tmp_path / "kv", disk_bytes=10**9, quotas=Quotas(None, {"bob": 0})) as held,
+        node_server(held, tenant_keys=KEYS) as address,
+    ):
+        held.put(MINE)
+        remote = PeerRemote(address, token="peer-key", timeout_s=20)
+        far = RemoteTier(remote, RemoteSettings(calls, poll_s=0), SystemClock(), NoTrace())
+        with Store([MemoryTier(10**9, NoTrace())], far=[far]) as engine:
+            for block in bobs:
+                engine.put(block)
+            assert engine.flush(60)
+            assert engine.match(MODEL, EXACT, "alice", PROMPT).num_tokens == 256
+            stat = engine.stat()
+            assert (stat.dropped, stat.failed, stat.open_circuits) == (3, 0, ())
+
+
+def test_a_block_larger_than_a_node_takes_is_refused_before_all_of_it_is_sent(
+    tmp_path: Path,
+) -> None:
+    with open_store(tmp_path / "kv") as held, node_server(held, body_bytes=1 << 16) as address:
+        remote = PeerRemote(address, timeout_s=20)
+        with pytest.raises(NoSpace, match="413"):
+            remote.write(MINE.id.key, b"", memoryview(bytes(32 << 20)))
+        remote.close()
 
 
 def test_the_page_says_what_a_tenants_key_opens(store: Store) -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import httpx
 import msgspec
@@ -183,6 +184,32 @@ def test_the_node_counts_what_it_sent(tmp_path: Path) -> None:
             path = f"{url}/v1/store/blocks/{IDS[0].key}/layers?start=0&stop=1&{wrong}"
             path = path.replace("start=0&stop=1&codec=int8&", "codec=int8&")
             assert httpx.get(path, timeout=60).is_error
+
+
+def test_layers_that_come_damaged_are_counted_and_read_as_they_are_stored(tmp_path: Path) -> None:
+    """A prompt of which a node's every answer failed was computed whole, and nothing told."""
+
+    class Damaging(PeerRemote):
+        def transcode(self, *_: Any) -> bytes | None:
+            return b"x"
+
+    with open_store(tmp_path, disk_bytes=10**9) as node, node_server(node) as url:
+        node.put(kv_block(0))
+        settings = RemoteSettings(RemoteCallSettings(timeout_s=60), read_bytes=1, poll_s=0)
+        peer = RemoteTier(Damaging(url, timeout_s=20), settings, ManualClock(), NoTrace())
+        with Store([MemoryTier(10**9, NoTrace())], far=[peer]) as store:
+            store.index.refresh()
+            store.links.note("peer", 1, 1.0)
+            delivery = Delivery(within_s=1e-6, num_tokens=256, links=store.links, allowed=LOSSES)
+            reader = store.open(IDS[0], delivery)
+            assert reader is not None
+            with reader:
+                assert [bytes(run) for run in reader.layers(0, 2)] == [
+                    bytes(run) for run in kv_block(0).layers[:2]
+                ]
+            stat = store.stat()
+            assert (stat.lost, stat.corrupt, stat.errors) == (1, 0, {"peer": 1})
+            assert dict(delivery.sizes).keys() == {AS_STORED}
 
 
 def test_a_neighbour_cannot_tell_the_block_from_none(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from urllib.parse import SplitResult, urlsplit
 
 from kdn.clock import Clock, SystemClock
 from kdn.errors import BadConfig, Unreachable
-from kdn.machine.replies import read_reply
+from kdn.machine.replies import get_answer, read_reply
 
 __all__ = ["JsonClient", "JsonReply"]
 
@@ -132,7 +132,7 @@ class JsonClient:
         deadline_s = self._clock.now() + self._timeout_s
         try:
             connection.request(method, path, body, self._headers)
-            answer = connection.getresponse()
+            answer = get_answer(connection, deadline_s, self._clock)
             text = read_reply(answer, _MOST_BYTES, deadline_s, self._clock)
         except BaseException:
             connection.close()

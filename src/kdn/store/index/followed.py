@@ -48,11 +48,14 @@ class Pages:
 class IndexJournal:
     """The last changes of one store since it was opened. Not safe from several threads by itself.
 
-    A cursor is good for one opening of the store; any other one is answered with everything.
+    A cursor is good for one opening of the store; any other one is answered with everything.  It does not
+    tell how much changed: who may see a part of the blocks could count the others' by it.
     """
 
     def __init__(self) -> None:
-        self._epoch = secrets.token_hex(8)
+        self._cursor = ""
+        self._counts: dict[str, int] = {}
+        """How many changes the owners of the last cursors have seen."""
         self._changed: deque[tuple[BlockKey, str]] = deque(maxlen=KEPT_CHANGES)
         self._count = 0
 
@@ -64,7 +67,7 @@ class IndexJournal:
 
     def since(self, cursor: str, index: Index) -> Pages:
         """What changed since `cursor` (empty: since ever), as `index` has it now."""
-        now = f"{self._epoch}.{self._count}"
+        now = self._now()
         missed = self._missed(cursor)
         if missed is None:
             return Pages(now, tuple(index), whole=True)
@@ -73,13 +76,19 @@ class IndexJournal:
         added = tuple(entry for _, entry in entries if entry is not None)
         return Pages(now, added, tuple(name for name, entry in entries if entry is None))
 
+    def _now(self) -> str:
+        """The cursor of who has seen everything: the same one until something changes."""
+        if self._counts.get(self._cursor) != self._count:
+            self._cursor = secrets.token_hex(16)
+            self._counts[self._cursor] = self._count
+            if len(self._counts) > KEPT_CHANGES:
+                del self._counts[next(iter(self._counts))]
+        return self._cursor
+
     def _missed(self, cursor: str) -> int | None:
         """How many changes the cursor's owner has not seen; None when they are not all here."""
-        epoch, _, number = cursor.partition(".")
-        if epoch != self._epoch or not 0 < len(number) < 20 or not number.isdecimal():
-            return None
-        missed = self._count - int(number)
-        return missed if 0 <= missed <= len(self._changed) else None
+        missed = self._count - self._counts.get(cursor, -1)
+        return missed if missed <= len(self._changed) else None
 
 
 class FollowedIndex:

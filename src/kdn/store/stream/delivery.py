@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from kdn.core import BlockKey
-from kdn.errors import StoreError
+from kdn.errors import CorruptBlock, LostBlock, StoreError
 from kdn.store.block.reader import StoreLoad
 from kdn.store.codecs import CODECS
 from kdn.store.loads import Links
@@ -142,7 +142,15 @@ class DeliveredLoad:
     may_transcode = True
     reads_ahead = False
 
-    def __init__(self, shared: StoreLoad, transcoder: Transcoder, delivery: Delivery) -> None:
+    def __init__(
+        self,
+        shared: StoreLoad,
+        transcoder: Transcoder,
+        delivery: Delivery,
+        on_lost: Callable[[LostBlock], None],
+    ) -> None:
+        """`on_lost` is told of each answer that cannot be used."""
+        self._on_lost = on_lost
         self.header = shared.header
         self.tier = shared.tier
         self._shared = shared
@@ -178,7 +186,7 @@ class DeliveredLoad:
         return runs
 
     def _encoded(self, start: int, stop: int, level: str) -> list[memoryview] | None:
-        """None where the node cannot do it: the block then comes as it is stored."""
+        """None where the node cannot do it, or sent what is damaged: the block then comes as it is stored."""
         links, key = self._delivery.links, self.header.id.key
         began_s = links.clock.now()
         try:
@@ -189,7 +197,11 @@ class DeliveredLoad:
         if data is None:
             return None
         links.note(self.tier, len(data), links.clock.now() - began_s)
-        runs = decode_layers(self.header, data, start, stop, level)
+        try:
+            runs = decode_layers(self.header, data, start, stop, level)
+        except CorruptBlock as error:  # of the answer: the block itself may be whole
+            self._on_lost(LostBlock(f"what {self.tier} sent as {level} is damaged: {error}"))
+            return None
         self._shared.is_left_out = True
         self._tell(start, stop, level, len(data))
         return runs

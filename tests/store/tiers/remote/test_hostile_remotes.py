@@ -405,6 +405,25 @@ def test_a_redis_that_sends_more_than_asked_is_left() -> None:
     assert answer.sent < 32 << 20, "what stands in the sockets' buffers"
 
 
+def test_a_redis_that_drips_is_left() -> None:
+    """A byte a second, where the whole answer has two."""
+    pytest.importorskip("redis")
+    clock = ManualClock()
+
+    def say(_: str, connection: socket.socket) -> None:
+        connection.sendall(b"$50\r\n")
+        for _piece in range(50):
+            connection.sendall(b"x")
+            clock.advance(1)
+        connection.sendall(b"\r\n")
+
+    with answering(say, b"\r\n") as place:
+        remote = RedisRemote(f"redis://{place}", timeout_s=2, clock=clock)
+        with pytest.raises(Unreachable, match="did not end in time"):
+            remote.read(FIRST.key, 0, 50)
+        remote.close()
+
+
 def test_an_object_store_that_sends_more_than_asked_is_left() -> None:
     pytest.importorskip("obstore")
     answer = Endless(

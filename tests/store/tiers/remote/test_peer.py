@@ -1,17 +1,23 @@
-"""A node closes connections that were idle for a while: that is no fault of the node."""
+"""What a node's answers, and its silence, count for."""
 
 from __future__ import annotations
 
 import http.server
+import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from itertools import islice
 
+import msgspec
 import pytest
 
+from kdn.clock import ManualClock
 from kdn.core import BlockKey
-from kdn.errors import Unreachable
+from kdn.errors import LostBlock, NoSpace, Unreachable
 from kdn.store import PeerRemote
+from tests.answering import answering
 
 KEY = BlockKey("a" * 64)
 
@@ -59,6 +65,119 @@ def test_a_connection_that_the_node_has_closed_is_made_anew(
         assert [remote.head(KEY, 100) for _ in range(3)] == [None, None, None]
         assert not remote.remove(KEY)
         remote.write(KEY, b"", memoryview(bytes(1 << 20)))
+
+
+@pytest.mark.parametrize("status", [400, 403, 413, 429, 507])
+def test_a_node_that_says_no_to_one_call_has_not_failed(status: int) -> None:
+    """Callers count what is Unreachable, and after three of them ask the node no more."""
+
+    def say(_: str, connection: socket.socket) -> None:
+        connection.sendall(b"HTTP/1.1 %d No\r\ncontent-length: 2\r\n\r\nno" % status)
+
+    with answering(say) as place, closing(PeerRemote(f"http://{place}", timeout_s=20)) as remote:
+        with pytest.raises(NoSpace, match=f"answered {status}: no"):
+            remote.write(KEY, b"", memoryview(b"block"))
+        with pytest.raises(NoSpace, match=f"answered {status}: no"):
+            remote.remove(KEY)
+        wanted = LostBlock if status == 429 else Unreachable
+        with pytest.raises(wanted, match=f"answered {status}: no"):
+            remote.read(KEY, 0, 5)
+
+
+def test_a_node_that_answers_before_it_has_the_whole_block_is_heard() -> None:
+    """It closes the connection while 32 MiB are on their way; the next call goes over a new one."""
+
+    def refuse(listening: socket.socket) -> None:
+        for status in (413, 507):
+            connection, _ = listening.accept()
+            with connection:
+                connection.recv(1000)
+                connection.sendall(b"HTTP/1.1 %d No\r\ncontent-length: 0\r\n\r\n" % status)
+
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        node = threading.Thread(target=refuse, args=(listening,), daemon=True)
+        node.start()
+        with closing(PeerRemote(f"http://127.0.0.1:{listening.getsockname()[1]}")) as remote:
+            for status in (413, 507):
+                with pytest.raises(NoSpace, match=f"answered {status}"):
+                    remote.write(KEY, b"", memoryview(bytes(32 << 20)))
+        node.join()
+
+
+def test_a_long_list_may_take_longer_than_other_answers() -> None:
+    """It was begun again at each poll, and what a large node held was never found."""
+    clock = ManualClock()
+    rows = [(f"{number:064x}", bytes(1000)) for number in range(4000)]
+    body = msgspec.msgpack.encode(["c.1", True, rows, []])
+    assert len(body) > 4_000_000
+
+    def say(_: str, connection: socket.socket) -> None:
+        connection.sendall(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n" % len(body))
+        for part in range(4):
+            connection.sendall(body[part * len(body) // 4 : (part + 1) * len(body) // 4])
+            clock.advance(3)
+
+    with (
+        answering(say) as place,
+        closing(PeerRemote(f"http://{place}", timeout_s=2, clock=clock)) as remote,
+    ):
+        assert len(remote.changes().added) == 4000
+
+
+def test_a_listing_ends_when_the_tier_is_closed() -> None:
+    """It may take minutes, and Python waits for its thread before it ends."""
+    begun = threading.Event()
+
+    def say(_: str, connection: socket.socket) -> None:
+        connection.sendall(b"HTTP/1.1 200 OK\r\ncontent-length: 1000000\r\n\r\n")
+        begun.set()
+
+    with answering(say) as place, ThreadPoolExecutor() as pool:
+        remote = PeerRemote(f"http://{place}", timeout_s=60)
+        listing = pool.submit(remote.changes)
+        assert begun.wait(60)
+        remote.close()
+        with pytest.raises(Unreachable, match="cannot be reached"):
+            listing.result(20)
+
+
+def _dripping_head(connection: socket.socket) -> Iterator[None]:
+    connection.sendall(b"HTTP/1.1 206 Partial Content\r\nx-slow: ")
+    while True:
+        connection.sendall(b"y")
+        yield
+
+
+def _continuing(connection: socket.socket) -> Iterator[None]:
+    while True:
+        connection.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
+        yield
+
+
+def _dripping_body(connection: socket.socket) -> Iterator[None]:
+    connection.sendall(b"HTTP/1.1 206 Partial Content\r\ncontent-length: 100\r\n\r\n")
+    while True:
+        connection.sendall(b"y")
+        yield
+
+
+@pytest.mark.parametrize("drip", [_dripping_head, _continuing, _dripping_body])
+def test_an_answer_that_drips_ends_in_time(
+    drip: Callable[[socket.socket], Iterator[None]],
+) -> None:
+    """A piece a second, where the whole answer has two."""
+    clock = ManualClock()
+
+    def say(_: str, connection: socket.socket) -> None:
+        for _piece in islice(drip(connection), 50):
+            clock.advance(1)
+
+    with (
+        answering(say) as place,
+        closing(PeerRemote(f"http://{place}", timeout_s=2, clock=clock)) as remote,
+        pytest.raises(Unreachable, match="did not end in time"),
+    ):
+        remote.read(KEY, 0, 100)
 
 
 def test_a_node_that_is_gone_is_unreachable(server: http.server.HTTPServer) -> None:

@@ -228,12 +228,81 @@ def test_redis_that_lost_a_value_is_a_miss_and_forgets_its_note(tmp_path: Path) 
         import redis
 
         with redis.Redis.from_url(url) as client:
-            assert client.delete(f"kdn:block:{FIRST.key}") == 1
             with engine_with(RedisRemote(url)) as reader:
                 assert reader.match(MODEL, EXACT, "", PROMPT).num_tokens == 256
+                assert client.delete(f"kdn:block:{FIRST.key}") == 1
                 assert reader.open(FIRST) is None
                 assert reader.match(MODEL, EXACT, "", PROMPT).num_tokens == 0
             assert client.hlen("kdn:notes") == 0
+
+
+def test_redis_that_is_full_is_read_and_blocks_can_be_dropped(tmp_path: Path) -> None:
+    """Each refused write counted as a failure of Redis, and three of them closed it to readers."""
+    from redis import Redis
+
+    with redis_server(tmp_path) as (url, _), Redis.from_url(url) as client:
+        with engine_with(RedisRemote(url, timeout_s=20)) as store:
+            store.put(make_block(FIRST))
+            assert store.flush(60)
+            client.config_set("maxmemory", 1)
+            for start in (1000, 2000, 3000):
+                store.put(make_block(block_id(range(start, start + 256))))
+            assert store.flush(60)
+            stat = store.stat()
+            assert (stat.dropped, stat.failed, stat.open_circuits) == (3, 0, ())
+            with engine_with(RedisRemote(url, timeout_s=20)) as reader:
+                assert reader.match(MODEL, EXACT, "", PROMPT).num_tokens == 256
+            assert store.drop(FIRST.key)
+            assert store.stat().failed == 0
+        assert client.hlen("kdn:notes") == 0
+
+
+def test_a_new_engine_finds_only_what_redis_has_not_evicted(tmp_path: Path) -> None:
+    from redis import Redis
+
+    names = [block_id(range(start, start + 256)) for start in (0, 1000, 2000)]
+    with redis_server(tmp_path) as (url, _), Redis.from_url(url) as client:
+        with engine_with(RedisRemote(url, timeout_s=20)) as writer:
+            for name in names:
+                writer.put(make_block(name))
+            assert writer.flush(60)
+        client.delete(*(f"kdn:block:{name.key}" for name in names[1:]))
+        with engine_with(RedisRemote(url, timeout_s=20)) as reader:
+            assert [entry.key for entry in reader.index.entries()] == [names[0].key]
+        assert client.hkeys("kdn:notes") == [names[0].key.encode()]
+
+
+def test_engines_that_follow_redis_hear_of_what_it_evicted(tmp_path: Path) -> None:
+    """The block that comes next has them look at the notes; those of two that went are told to all."""
+    from redis import Redis
+
+    names = [block_id(range(start, start + 256)) for start in (0, 1000, 2000, 3000)]
+    with redis_server(tmp_path) as (url, _), Redis.from_url(url) as client:
+        with (
+            engine_with(RedisRemote(url, timeout_s=20)) as writer,
+            engine_with(RedisRemote(url, timeout_s=20)) as reader,
+        ):
+            for name in names[:3]:
+                writer.put(make_block(name))
+            assert writer.flush(60)
+            assert len(reader.index.entries()) == 3
+            client.delete(*(f"kdn:block:{name.key}" for name in names[1:3]))
+            writer.put(make_block(names[3]))
+            assert writer.flush(60)
+            reader.index.refresh()
+            assert {one.key for one in reader.index.entries()} == {names[0].key, names[3].key}
+        assert client.hlen("kdn:notes") == 2
+
+
+def test_a_note_stays_where_its_block_is_written_again_meanwhile(tmp_path: Path) -> None:
+    from redis import Redis
+
+    with redis_server(tmp_path) as (url, _), Redis.from_url(url) as client:
+        remote = RedisRemote(url, timeout_s=20)
+        remote.write(FIRST.key, b"note", memoryview(b"block"))
+        remote._forget([FIRST.key])
+        assert client.hlen("kdn:notes") == 1
+        remote.close()
 
 
 def test_redis_emptied_under_us_is_noticed(tmp_path: Path) -> None:

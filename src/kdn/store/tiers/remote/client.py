@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from kdn.store.settings import FarSettings
 
 __all__ = [
+    "LISTING_S",
     "MAX_LISTED",
     "MAX_LISTING_BYTES",
     "ROW_BYTES",
@@ -32,6 +33,8 @@ MAX_LISTED = 1 << 17
 """More blocks than this are not followed: a listing that never ends ends here."""
 MAX_LISTING_BYTES = MAX_LISTED << 11
 """256 MiB. A block's key and note are some 1.3 KiB, most of it the tokens; a longer listing is not read."""
+LISTING_S = 120.0
+"""When a listing must have come: 256 MiB take 21 s at 100 Mbit/s, and nobody waits for it."""
 ROW_BYTES = 96
 """A row of a listing, without its note."""
 MAX_NOTE_BYTES = (1 << 16) + 64
@@ -94,6 +97,9 @@ class RemoteChanges:
 
 class Remote(ABC):
     """Blocks on the other side of a network. Raises Unreachable; any other error counts as that, too.
+
+    One that answers, and refuses a write or a removal, raises NoSpace: that is no failure of the remote,
+    which is read on. A block that is there and cannot be read now raises LostBlock.
 
     What it gives is believed by nobody: keys, sizes and bytes may be anything.
     Safe from several threads. Every call ends by itself, within a time-out of the remote's own.

@@ -10,6 +10,7 @@ DELETE /v1/store/blocks/KEY            remove it
 from __future__ import annotations
 
 import http.client
+import socket
 import ssl
 import threading
 from collections.abc import Callable, Mapping
@@ -22,9 +23,10 @@ import msgspec
 
 from kdn.clock import Clock, SystemClock
 from kdn.core import BlockKey
-from kdn.errors import BadConfig, LostBlock, Unreachable
-from kdn.machine.replies import read_reply
+from kdn.errors import BadConfig, LostBlock, NoSpace, Unreachable
+from kdn.machine.replies import get_answer, pieces, read_reply
 from kdn.store.tiers.remote.client import (
+    LISTING_S,
     MAX_LISTED,
     MAX_LISTING_BYTES,
     Listed,
@@ -40,10 +42,15 @@ __all__ = ["UNREADABLE", "PeerChanges", "PeerRemote"]
 
 UNREADABLE = http.HTTPStatus.CONFLICT
 """A node's answer for a block that is there and cannot be read now."""
+_TOO_MUCH = http.HTTPStatus.TOO_MANY_REQUESTS
+_REFUSALS = frozenset({400, 403, 413, _TOO_MUCH, http.HTTPStatus.INSUFFICIENT_STORAGE})
+"""Answers that say no to one block or one tenant: the node serves everything else as before."""
 _MAX_WORDS_BYTES = 1 << 16
 _MAX_CURSOR = 200
 _MAX_DIGITS = 15
 _IDLE_CONNECTIONS = 16
+_SILENT_S = 30.0
+"""How long a node may be silent before it lists: 131,072 blocks take it some 4 s to write down."""
 T = TypeVar("T")
 
 
@@ -102,6 +109,8 @@ class PeerRemote(Remote):
         self._lock = threading.Lock()
         self._idle: list[http.client.HTTPConnection] = []
         self._telling = threading.Lock()
+        self._listing: http.client.HTTPConnection | None = None
+        self._is_closed = False
         self._cursor = ""
 
     def head(self, key: BlockKey, num_bytes: int) -> tuple[bytes, int] | None:
@@ -132,19 +141,24 @@ class PeerRemote(Remote):
 
     def write(self, key: BlockKey, note: bytes, data: memoryview) -> None:
         status, _, body = self._call("PUT", key, {}, body=data)
-        self._expect(status, body, http.HTTPStatus.NO_CONTENT)
+        self._expect_changed(status, body)
 
     def remove(self, key: BlockKey) -> bool:
         status, _, body = self._call("DELETE", key, {})
         if status == http.HTTPStatus.NOT_FOUND:
             return False
-        self._expect(status, body, http.HTTPStatus.NO_CONTENT)
+        self._expect_changed(status, body)
         return True
 
     def changes(self) -> RemoteChanges:
         with self._telling:
             asked = f"?since={quote(self._cursor)}"
-            status, _, body = self._call("GET", asked, {}, max_bytes=MAX_LISTING_BYTES)
+            try:
+                status, _, body = self._call(
+                    "GET", asked, {}, max_bytes=MAX_LISTING_BYTES, is_listing=True
+                )
+            finally:
+                self._listing = None
             self._expect(status, body, http.HTTPStatus.OK)
             try:
                 told = msgspec.msgpack.decode(body, type=PeerChanges)
@@ -162,12 +176,22 @@ class PeerRemote(Remote):
         return RemoteChanges(added, removed, told.whole, foreign)
 
     def close(self) -> None:
+        """A listing that is under way, which may take minutes, ends."""
+        with self._lock:
+            self._is_closed, listing = True, self._listing
+        sock = None if listing is None else listing.sock
+        if sock is not None:
+            with suppress(OSError):
+                sock.shutdown(socket.SHUT_RDWR)
+        self._close_idle()
+
+    # --- inside ---
+
+    def _close_idle(self) -> None:
         with self._lock:
             idle, self._idle = self._idle, []
         for connection in idle:
             connection.close()
-
-    # --- inside ---
 
     def _call(
         self,
@@ -177,33 +201,60 @@ class PeerRemote(Remote):
         *,
         body: memoryview | None = None,
         max_bytes: int = _MAX_WORDS_BYTES,
+        is_listing: bool = False,
     ) -> tuple[int, http.client.HTTPMessage, bytes]:
         """Raises Unreachable for an answer of more than `max_bytes`, or one that does not end in time.
 
         A node closes connections that were idle for a while. Every call may be made twice, so one that
-        meets such a connection is made again over a new one, and is no fault of the node.
+        meets such a connection is made again over a new one, and is no fault of the node.  Nobody waits for a
+        listing: it has minutes.
         """
         slash = "" if what.startswith("?") else "/"
         path = f"{self._base}/v1/store/blocks{slash}{what}"
-        deadline_s = self._clock.now() + self._timeout_s
+        silent_s = within_s = self._timeout_s
+        if is_listing:
+            silent_s, within_s = max(_SILENT_S, silent_s), max(LISTING_S, within_s)
+        deadline_s = self._clock.now() + within_s
+        length = {} if body is None else {"content-length": str(body.nbytes)}
+        sent = {**self._headers, **headers, **length}
 
         def over(
             connection: http.client.HTTPConnection,
         ) -> tuple[int, http.client.HTTPMessage, bytes]:
-            connection.request(verb, path, body, {**self._headers, **headers})
-            with connection.getresponse() as answer:
+            if connection.sock is None:
+                connection.connect()
+            connection.sock.settimeout(silent_s)
+            if is_listing:
+                self._begin_listing(connection)
+            data = None if body is None else pieces(body, deadline_s, self._clock)
+            is_sent = True
+            try:
+                connection.request(verb, path, data, sent)
+            except ConnectionError:
+                if body is None:
+                    raise
+                is_sent = False  # a body that is refused: the node may have said why, and closed
+            with get_answer(connection, deadline_s, self._clock) as answer:
                 is_right = answer.status < http.HTTPStatus.BAD_REQUEST
                 limit = max_bytes if is_right else _MAX_WORDS_BYTES
                 said = read_reply(answer, limit, deadline_s, self._clock)
-                return answer.status, answer.headers, said
+            if not is_sent:
+                connection.close()
+            return answer.status, answer.headers, said
 
         try:
             return self._made(over)
         except (OSError, http.client.HTTPException) as error:
-            self.close()  # what else is idle is as old
+            self._close_idle()  # what else is idle is as old
             raise Unreachable(
                 f"the node at {self._host} cannot be reached: {str(error) or type(error).__name__}"
             ) from error
+
+    def _begin_listing(self, connection: http.client.HTTPConnection) -> None:
+        with self._lock:
+            if self._is_closed:
+                raise http.client.HTTPException("this tier is closed")
+            self._listing = connection
 
     def _made(self, call: Callable[[http.client.HTTPConnection], T]) -> T:
         """What `call` gives over an idle connection; over a new one where the node has closed that."""
@@ -212,7 +263,7 @@ class PeerRemote(Remote):
         if idle is not None:
             with suppress(ConnectionError, ssl.SSLEOFError):
                 return self._over(idle, call)
-            self.close()
+            self._close_idle()
         return self._over(self._connect(), call)
 
     def _over(
@@ -235,14 +286,21 @@ class PeerRemote(Remote):
         return given
 
     def _expect_part(self, status: int, body: bytes) -> None:
-        if status == UNREADABLE:
-            raise LostBlock(f"the node at {self._host} says: {body[:200].decode(errors='replace')}")
+        if status in {UNREADABLE, _TOO_MUCH}:
+            raise LostBlock(self._answered(status, body))
         self._expect(status, body, http.HTTPStatus.PARTIAL_CONTENT)
+
+    def _expect_changed(self, status: int, body: bytes) -> None:
+        if status in _REFUSALS:
+            raise NoSpace(self._answered(status, body))
+        self._expect(status, body, http.HTTPStatus.NO_CONTENT)
 
     def _expect(self, status: int, body: bytes, wanted: int) -> None:
         if status != wanted:
-            said = body[:200].decode(errors="replace")
-            raise Unreachable(f"the node at {self._host} answered {status}: {said}")
+            raise Unreachable(self._answered(status, body))
+
+    def _answered(self, status: int, body: bytes) -> str:
+        return f"the node at {self._host} answered {status}: {body[:200].decode(errors='replace')}"
 
     def _connect(self) -> http.client.HTTPConnection:
         if self._tls is None:
