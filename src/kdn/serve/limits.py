@@ -272,11 +272,8 @@ class _Sum:
     """What is held together."""
 
     held: Counter[str] = field(default_factory=Counter)
-    holders: int = 0
-    """A request without a body holds nothing, and has to be there when it ends."""
 
     def add(self, more: Held, sign: int = 1) -> None:
-        self.holders += sign
         for name, value in vars(more).items():
             self.held[name] += sign * value
 
@@ -308,7 +305,7 @@ class Backpressure:
             self.give_back(caller, held)
 
     def take(self, caller: str, held: Held) -> None:
-        """Hold until `give_back` with the same. Raises Refused, and holds nothing then."""
+        """Hold until it is given back, in one or in parts. Raises Refused, and holds nothing more then."""
         own = self._callers.get(caller, _Sum())
         if broken := own.beyond(held, self._of_one):
             raise self._refused(429, broken, "this key's", own, self._of_one)
@@ -318,11 +315,11 @@ class Backpressure:
         self._all.add(held)
 
     def give_back(self, caller: str, held: Held) -> None:
-        """End what was taken."""
+        """End what was taken, in one or several times."""
         own = self._callers.setdefault(caller, _Sum())  # what holds nothing may have ended before
         own.add(held, -1)
         self._all.add(held, -1)
-        if not own.holders:
+        if not any(own.held.values()):
             del self._callers[caller]
 
     def check(self) -> None:
