@@ -106,11 +106,11 @@ def test_no_answer_takes_more_than_half_of_what_is_believed() -> None:
 
 
 def test_a_server_counts_in_tokens_of_its_own() -> None:
-    """Of the chunk it makes 2,000 tokens. Half, with a block of 256 that is not whole, is no difference."""
+    """Of the chunk it makes 2,000 tokens. With a block of 256 not whole, half is no difference."""
     server = Answering(*"abcdefgh")
-    server.answer(server.send("h"), 744, tokens=2001)
+    server.answer(server.send("h"), 745, tokens=2001)
     assert len(server.stored()) == 8
-    server.answer(server.send("h"), 743, tokens=2001)
+    server.answer(server.send("h"), 744, tokens=2001)
     assert len(server.stored()) == 4
 
 
