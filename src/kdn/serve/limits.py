@@ -80,7 +80,7 @@ MAX_HEADER_BYTES = 1 << 16
 HEAD_S = 10.0
 """By when the head of a request must be here, from its connection or its first byte on."""
 BODY_GAP_S = 30.0
-"""How long a body may stand still."""
+"""How long a body may stand still, and how long a client may take nothing of its answer."""
 MAX_JSON_VALUES = 1 << 21
 """Commas and brackets of one body: what it costs as Python objects, some 100 bytes each."""
 MAX_JSON_DEPTH = 100
