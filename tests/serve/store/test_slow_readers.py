@@ -47,7 +47,8 @@ class Client:
         scope = own_scope(path, b"", LOCAL)
         headers = [(b"host", b"localhost"), (b"authorization", b"Bearer root")]
         scope.update({"kdn.background": False, "method": "GET", "headers": headers})
-        await app(scope | {"query_string": query.encode()}, self._stay, self._take)
+        scope["query_string"] = query.encode()
+        await app(scope, self._stay, self._take)
 
     async def _stay(self) -> Message:
         await asyncio.Event().wait()

@@ -58,8 +58,9 @@ def told_tokens_of(data: bytes) -> ToldTokens | None:
         usage.get("prompt_tokens", usage.get("input_tokens")),
         details.get("cached_tokens"),
     )
-    is_told = isinstance(prompt, int) and isinstance(cached, int)
-    return ToldTokens(prompt, cached) if is_told else None
+    if isinstance(prompt, int) and isinstance(cached, int):
+        return ToldTokens(prompt, cached)
+    return None
 
 
 def _object(data: bytes) -> dict[str, Any] | None:
