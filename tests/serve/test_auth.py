@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import re
 import socket
 import statistics
 import time
+import tracemalloc
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -15,11 +17,14 @@ from typing import Any
 import httpx
 import pytest
 import yaml
+from starlette.types import Message, Receive, Scope, Send
 
+from kdn.clock import ManualClock
 from kdn.errors import BadConfig
 from kdn.serve import Limits, ServeSettings
-from kdn.serve.auth import LOCAL, ApiKey, Caller, find_caller, read_keys
+from kdn.serve.auth import LOCAL, ApiKey, Auth, Caller, find_caller, own_scope, read_keys
 from kdn.serve.errors import Refused
+from kdn.serve.limits import Backpressure, Held, Shutdown
 from tests.serve.running import Running, running
 from tests.serve.scripted import ScriptedService
 
@@ -270,3 +275,36 @@ def test_bytes_of_bodies_are_held_within_bounds_and_given_back() -> None:
                 assert server.http.post("/v1/completions", json=body).status_code == 200
     finally:
         service.close()
+
+
+def test_a_body_of_many_pieces_holds_no_more_than_its_bytes() -> None:
+    """50,000 of one byte each: what was noted of each piece took 31 MB together."""
+    given, left = Backpressure(Limits()), 50_000
+
+    async def receive() -> Message:
+        nonlocal left
+        left -= 1
+        return {"type": "http.request", "body": b"x", "more_body": left > 0}
+
+    async def app(_scope: Scope, receive: Receive, _send: Send) -> None:
+        while (await receive())["more_body"]:
+            pass
+        with pytest.raises(Refused, match="50000 bytes of bodies"):
+            given.take(LOCAL.name, Held(size_bytes=256 << 20))
+
+    async def unsent(_: Message) -> None:
+        raise AssertionError("nothing is sent")
+
+    auth = Auth(app, ServeSettings(), given, Shutdown(1, ManualClock()))
+    scope = own_scope("/v1/completions", b"", LOCAL)
+    headers = [(b"host", b"localhost"), (b"content-type", b"application/json")]
+    scope.update({"kdn.background": False, "headers": headers})
+    tracemalloc.start()
+    try:
+        asyncio.run(auth(scope, receive, unsent))
+        most_bytes = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert most_bytes < 5_000_000
+    given.take(LOCAL.name, Held(size_bytes=256 << 20))
+    given.check()

@@ -49,7 +49,7 @@ class Slow:
 
 
 @contextmanager
-def serving(app: Slow, **bounds: Any) -> Iterator[int]:
+def serving(app: Slow | Sending, **bounds: Any) -> Iterator[int]:
     listening = socket.create_server(("127.0.0.1", 0))
     protocol = partial(BoundedProtocol, **{"max_connections": 100, **bounds})
     config = uvicorn.Config(app, log_level="error", http=cast("Any", protocol), lifespan="off")
@@ -113,6 +113,42 @@ def test_a_body_that_stands_still_is_given_up() -> None:
     with serving(Slow(), body_gap_s=0.3) as port, connect(port) as client:
         client.sendall(b"POST / HTTP/1.1\r\nhost: localhost\r\ncontent-length: 9\r\n\r\nfour")
         assert status(client) == b"408"
+
+
+class Sending:
+    """An application that sends 64 MiB in pieces, more than two sockets hold between them."""
+
+    def __init__(self) -> None:
+        self.go_on = threading.Event()
+        self.ended = threading.Event()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        for left in reversed(range(256)):
+            await send(
+                {"type": "http.response.body", "body": bytes(1 << 18), "more_body": left > 0}
+            )
+        self.ended.set()
+
+
+def test_a_client_that_takes_nothing_of_its_answer_is_given_up() -> None:
+    app = Sending()
+    with serving(app, body_gap_s=0.3) as port, connect(port) as client:
+        client.sendall(GET)
+        assert app.ended.wait(60)
+        with suppress(ConnectionError):
+            while client.recv(1 << 20):
+                pass
+
+
+def test_a_client_that_takes_its_answer_gets_all_of_it() -> None:
+    app = Sending()
+    with serving(app, body_gap_s=30) as port, connect(port) as client:
+        client.sendall(GET.replace(b"\r\n\r\n", b"\r\nconnection: close\r\n\r\n"))
+        taken = 0
+        while piece := client.recv(1 << 20):
+            taken += len(piece)
+    assert taken > 64 << 20
 
 
 def test_an_answer_that_takes_long_is_not_the_clients_fault() -> None:

@@ -23,6 +23,7 @@ from kdn.errors import BadInput
 
 __all__ = [
     "EXACT",
+    "MAX_TOKEN_ID",
     "TOKEN_BYTES",
     "BlockId",
     "Cause",
@@ -154,10 +155,11 @@ class BlockId:
 
 
 TOKEN_BYTES = 4
+MAX_TOKEN_ID = (1 << 8 * TOKEN_BYTES) - 1
 
 
 def pack_tokens(token_ids: Sequence[int]) -> bytes:
-    """The ids as bytes. Raises OverflowError for an id that is negative or needs over 32 bits."""
+    """The ids as bytes. Raises OverflowError for one below 0 or beyond `MAX_TOKEN_ID`."""
     return _swapped(array("I", token_ids)).tobytes()
 
 

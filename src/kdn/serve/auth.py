@@ -332,12 +332,14 @@ class Auth:
             nonlocal seen
             message = await receive()
             size_bytes = len(message.get("body", b""))
-            seen += size_bytes
-            if seen > self._body_bytes:
+            if seen + size_bytes > self._body_bytes:
                 raise self._too_big()
-            held.enter_context(self._backpressure.hold(caller.name, Held(size_bytes=size_bytes)))
+            self._backpressure.take(caller.name, Held(size_bytes=size_bytes))
+            seen += size_bytes
             return message
 
+        # one for all pieces: a body of 64 MiB may come byte by byte
+        held.callback(lambda: self._backpressure.give_back(caller.name, Held(size_bytes=seen)))
         return counted
 
 

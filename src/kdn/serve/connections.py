@@ -2,6 +2,7 @@
 
 A client that sends its head a byte at a time holds a connection for nothing.  It gets a bounded time, and
 its place when others want it: connections whose request is not complete go first, the oldest in front.
+One that takes nothing of its answer holds memory, too: it gets as long as a body may stand still.
 """
 
 from __future__ import annotations
@@ -135,6 +136,8 @@ class BoundedProtocol(H11Protocol):
         self._head_s = head_s
         self._body_gap_s = body_gap_s
         self._patience: asyncio.TimerHandle | None = None
+        self._reader: asyncio.TimerHandle | None = None
+        """Runs while more of an answer waits than the transport wants."""
         self.waits_since_s: float | None = None
         """Since when the client has been sending its request; None: it is here whole."""
 
@@ -149,6 +152,7 @@ class BoundedProtocol(H11Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._forget_patience()
+        self._forget_reader()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -188,6 +192,30 @@ class BoundedProtocol(H11Protocol):
             self._begin_patience(self._body_gap_s)
             return
         self.end(_TOO_LATE % (len(_WHY_LATE), _WHY_LATE))
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._await_reader()
+
+    def resume_writing(self) -> None:
+        self._forget_reader()
+        super().resume_writing()
+
+    def _await_reader(self) -> None:
+        left_bytes = self.transport.get_write_buffer_size()
+        self._forget_reader()
+        self._reader = self.loop.call_later(self._body_gap_s, self._check_reader, left_bytes)
+
+    def _forget_reader(self) -> None:
+        if self._reader is not None:
+            self._reader.cancel()
+            self._reader = None
+
+    def _check_reader(self, left_bytes: int) -> None:
+        if self.transport.get_write_buffer_size() < left_bytes:
+            self._await_reader()
+        else:
+            self.transport.abort()  # what waits for it cannot be sent
 
     def end(self, answer: bytes) -> None:
         """Close, with an answer where none has begun."""

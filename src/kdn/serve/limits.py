@@ -80,7 +80,7 @@ MAX_HEADER_BYTES = 1 << 16
 HEAD_S = 10.0
 """By when the head of a request must be here, from its connection or its first byte on."""
 BODY_GAP_S = 30.0
-"""How long a body may stand still."""
+"""How long a body may stand still, and how long a client may take nothing of its answer."""
 MAX_JSON_VALUES = 1 << 21
 """Commas and brackets of one body: what it costs as Python objects, some 100 bytes each."""
 MAX_JSON_DEPTH = 100
@@ -272,11 +272,8 @@ class _Sum:
     """What is held together."""
 
     held: Counter[str] = field(default_factory=Counter)
-    holders: int = 0
-    """A request without a body holds nothing, and has to be there when it ends."""
 
     def add(self, more: Held, sign: int = 1) -> None:
-        self.holders += sign
         for name, value in vars(more).items():
             self.held[name] += sign * value
 
@@ -308,7 +305,7 @@ class Backpressure:
             self.give_back(caller, held)
 
     def take(self, caller: str, held: Held) -> None:
-        """Hold until `give_back` with the same. Raises Refused, and holds nothing then."""
+        """Hold until it is given back, in one or in parts. Raises Refused, and holds nothing more then."""
         own = self._callers.get(caller, _Sum())
         if broken := own.beyond(held, self._of_one):
             raise self._refused(429, broken, "this key's", own, self._of_one)
@@ -318,11 +315,11 @@ class Backpressure:
         self._all.add(held)
 
     def give_back(self, caller: str, held: Held) -> None:
-        """End what was taken."""
+        """End what was taken, in one or several times."""
         own = self._callers.setdefault(caller, _Sum())  # what holds nothing may have ended before
         own.add(held, -1)
         self._all.add(held, -1)
-        if not own.holders:
+        if not any(own.held.values()):
             del self._callers[caller]
 
     def check(self) -> None:

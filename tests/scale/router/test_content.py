@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import takewhile
 from typing import Any
 
-from kdn.scale.router.content import CHUNK_CHARS, prompt_of
+from kdn.scale.router.content import CHUNK_BYTES, prompt_of
 
 LONG = "The tide tables of the northern harbours. " * 100  # 4,200 characters
 
@@ -24,7 +24,7 @@ def shared(one: dict[str, Any], other: dict[str, Any]) -> int:
 
 def test_the_next_turn_begins_with_all_of_the_last() -> None:
     first, second = chat(LONG, "Hello?"), chat(LONG, "Hello?", "Yes.", LONG)
-    assert shared(first, second) == len(prompt_of(first).chunks) == len(LONG) // CHUNK_CHARS
+    assert shared(first, second) == len(prompt_of(first).chunks) == len(LONG) // CHUNK_BYTES
     assert 4200 <= 4 * prompt_of(first).num_tokens < 4300
     assert prompt_of(first).chunk_tokens == 128
 
@@ -38,6 +38,14 @@ def test_models_salts_tools_and_documents_part_prompts() -> None:
         plain | {"documents": [LONG]},
     ]
     assert [shared(plain, other) for other in others] == [0, 0, 0, 0]
+
+
+def test_letters_of_any_script_count_alike_in_messages_and_in_a_prompt() -> None:
+    """Two bytes each in UTF-8; the escapes of JSON took six."""
+    text = "прилив" * 1000
+    tokens = prompt_of({"prompt": text}).num_tokens
+    assert tokens == 12_000 // 4
+    assert 0 < prompt_of(chat(text)).num_tokens - tokens < 20
 
 
 def test_settings_of_the_answer_change_nothing() -> None:

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from kdn.core import JctModel
 from kdn.errors import BadInput
 from kdn.scale.router import RULES, Fleet, RoutedPrompt
-from kdn.scale.router.fleet import StoredChunks
+from kdn.scale.router.content import prompt_of
+from kdn.scale.router.fleet import Confirmed, StoredChunks, ToldTokens
 from kdn.scale.router.rules import KvAware, PrefixHash, RoundRobin
 
 SECOND_A_TOKEN = JctModel(pass_s=0.0, token_s=1.0, pair_s=0.0, cached_s=0.0)
@@ -68,15 +69,80 @@ def test_a_server_slower_than_the_model_is_known_for_it() -> None:
     assert KvAware().order(prompt("new"), fleet, now_s)[0].name == "b"
 
 
+class Answering:
+    """A server "a" that is sent prompts of one chunk of 4,000 tokens, and says what it had of each."""
+
+    def __init__(self, *answered: str) -> None:
+        self.fleet = fleet_of("a")
+        for name in answered:
+            self.answer(self.send(name), 0)
+
+    def send(self, name: str) -> tuple[RoutedPrompt, Confirmed]:
+        sent = RoutedPrompt((name,), 4001, 4000)
+        confirmed = self.fleet.servers["a"].stored.confirmed(sent.chunks)
+        self.fleet.begin("a", sent, 0.0)
+        return sent, confirmed
+
+    def answer(self, sent: tuple[RoutedPrompt, Confirmed], cached: int, tokens: int = 4001) -> None:
+        self.fleet.correct("a", *sent, ToldTokens(tokens, cached))
+
+    def stored(self) -> str:
+        one = self.fleet.servers["a"].stored
+        return "".join(name for name in "abcdefghxy" if one.match([name]))
+
+
 def test_a_server_that_had_less_than_believed_is_believed_less() -> None:
+    """It lacks `c`, so that it lacks what it used before."""
+    server = Answering(*"abcdefgh")
+    server.answer(server.send("c"), 0)
+    assert server.stored() == "cdefgh"
+
+
+def test_no_answer_takes_more_than_half_of_what_is_believed() -> None:
+    """`h` was used last: all others were used before it."""
+    server = Answering(*"abcdefgh")
+    server.answer(server.send("h"), 0)
+    assert server.stored() == "efgh"
+
+
+def test_a_server_counts_in_tokens_of_its_own() -> None:
+    """Of the chunk it makes 2,000 tokens. With a block of 256 not whole, half is no difference."""
+    server = Answering(*"abcdefgh")
+    server.answer(server.send("h"), 745, tokens=2001)
+    assert len(server.stored()) == 8
+    server.answer(server.send("h"), 744, tokens=2001)
+    assert len(server.stored()) == 4
+
+
+def test_prompts_that_are_sent_together_are_all_computed() -> None:
+    server = Answering(*"abcdefgh")
+    sent = [server.send("x") for _ in range(5)]
+    for one in sent:
+        server.answer(one, 0)
+    assert server.stored() == "abcdefghx"
+
+
+def test_a_prompt_whose_client_left_was_perhaps_not_computed() -> None:
+    server = Answering(*"abcdefgh")
+    server.send("x")
+    server.answer(server.send("x"), 0)
+    assert server.stored() == "abcdefghx"
+
+
+def test_a_prompt_that_was_stored_in_full_takes_nothing_away() -> None:
+    """7,680 characters of English, 1,669 tokens of a server and 1,920 by four bytes a token."""
     fleet = fleet_of("a")
-    for letter in "abcdefgh":
-        fleet.begin("a", prompt(letter), 0.0)
     stored = fleet.servers["a"].stored
-    fleet.correct("a", prompt("abc"), believed=3, cached_tokens=20)  # one chunk is no difference
-    assert len(stored) == 8
-    fleet.correct("a", prompt("abc"), believed=3, cached_tokens=0)
-    assert [stored.match([letter]) for letter in "abcdefgh"] == [0, 0, 0, 0, 1, 1, 1, 1]
+    for number in range(20):
+        fleet.begin("a", prompt_of({"model": "m", "prompt": f"{number} " * 512}), 0.0)
+    hit = prompt_of({"model": "m", "prompt": "The tide. " * 768})
+    sizes = []
+    for cached in (0, 1669, 1669, 1669):
+        confirmed = stored.confirmed(hit.chunks)
+        fleet.begin("a", hit, 0.0)
+        fleet.correct("a", hit, confirmed, ToldTokens(1670, cached))
+        sizes.append(len(stored))
+    assert sizes == [10 * 2 + 10 * 3 + 15] * 4  # 1,024 or 1,536 characters each, and 7,680
 
 
 def test_a_server_that_is_down_gets_nothing_and_comes_back_empty() -> None:

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from kdn.scale.router.events import begins_answer, cached_tokens_of
+from kdn.scale.router.events import begins_answer, told_tokens_of
+from kdn.scale.router.fleet import ToldTokens
 from tests.answering import Answer, answering
 from tests.scale.served import routed
 
@@ -48,14 +49,18 @@ def test_an_answer_begins_with_a_part_of_it_in_any_api(data: bytes, begins: bool
     assert begins_answer(data) is begins
 
 
+USELESS = b'{"usage": {"prompt_tokens_details": {"cached_tokens": 5}}}'
+"""Five of how many?"""
+
+
 def test_every_api_tells_how_much_was_stored() -> None:
     newer = {"usage": {"input_tokens": 9, "input_tokens_details": {"cached_tokens": 5}}}
     older = {"usage": {"prompt_tokens": 9, "prompt_tokens_details": {"cached_tokens": 6}}}
-    assert cached_tokens_of(json.dumps(newer).encode()) == 5
-    assert cached_tokens_of(json.dumps(older).encode()) == 6
-    assert cached_tokens_of(said("response.completed", **newer)) == 5
-    for nothing in (said("response.created", usage=None), b'{"response": "none"}', b"[5]", b"{"):
-        assert cached_tokens_of(nothing) is None
+    assert told_tokens_of(json.dumps(newer).encode()) == ToldTokens(9, 5)
+    assert told_tokens_of(json.dumps(older).encode()) == ToldTokens(9, 6)
+    assert told_tokens_of(said("response.completed", **newer)) == ToldTokens(9, 5)
+    for nothing in (said("response.created", usage=None), b'{"response": "none"}', b"[5]", USELESS):
+        assert told_tokens_of(nothing) is None
 
 
 def playing(kind: str, body: bytes, asked: list[str]) -> Answer:
@@ -100,7 +105,7 @@ def test_a_body_that_answers_the_wish_for_a_stream_is_passed_on() -> None:
     assert (answer.status_code, answer.json(), len(asked)) == (200, {"data": []}, 1)
 
 
-USED = {"usage": {"input_tokens_details": {"cached_tokens": 0}}}
+USED = {"usage": {"input_tokens": 1050, "input_tokens_details": {"cached_tokens": 0}}}
 
 
 @pytest.mark.parametrize(
@@ -114,15 +119,16 @@ USED = {"usage": {"input_tokens_details": {"cached_tokens": 0}}}
     ],
 )
 def test_a_server_that_had_less_stored_is_believed_less(kind: str, body: bytes) -> None:
-    """It is believed to have all eight chunks of the second prompt, and says none: four are forgotten."""
+    """It has answered prompts of eight chunks each, and says of the second, in its turn, that it has
+    none of it: the eight of the first, which it used before, are forgotten."""
     asked: list[str] = []
-    prompt = {"input": LONG, "stream": kind != "application/json"}
     with answering(playing(kind, body, asked)) as place, routed(f"http://{place}") as client:
         stored = []
-        for _ in range(2):
+        for text in (LONG, LONG.upper(), LONG.upper()):
+            prompt = {"input": text, "stream": kind != "application/json"}
             assert client.post("/v1/responses", json=prompt).status_code == 200
             stored.append(client.get("/v1/router").json()["servers"][0]["stored_chunks"])
-    assert stored == [8, 4]
+    assert stored == [8, 16, 8]
 
 
 def test_a_body_of_too_many_values_is_refused_as_servers_do() -> None:

@@ -212,6 +212,7 @@ def test_what_is_no_right_answer_is_seen(path: str, wrong: httpx.Response) -> No
 @example(path="warm", body={"all": True})
 @example(path="verify", body={})
 @example(path="lookup", body={"fingerprint": MODEL, "tokens": [1, 2], "salt": "alice"})
+@example(path="lookup", body={"fingerprint": MODEL, "tokens": [-1], "salt": "alice"})
 @example(path="quota", body={"salt": "alice", "limit_bytes": 10**9})
 @given(path=st.sampled_from(POSTS), body=SHAPED | st.dictionaries(st.sampled_from(KEYS), VALUES))
 @FUZZ

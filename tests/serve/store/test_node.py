@@ -298,6 +298,9 @@ def test_the_admin_does_everything_the_commands_do(url: str, store: Store) -> No
         assert http.post("/verify").json()["corrupt"] == []
         found = http.post("/lookup", json={"fingerprint": MODEL, "tokens": list(PROMPT)}).json()
         assert (found["hit_tokens"], found["hits"][0]["public"]) == (200, True)
+        for tokens in ([-1], [*PROMPT, 2**32]):
+            answer = http.post("/lookup", json={"fingerprint": MODEL, "tokens": tokens})
+            assert answer.status_code == 400, answer.text
         assert http.get("/quota").json()["bob"]["limit_bytes"] == 70_000
         assert http.post("/pin", json={"salt": "alice", "seconds": 60}).json() == {"blocks": 1}
         assert list(http.get("/pins").json()) == [MINE.id.key]

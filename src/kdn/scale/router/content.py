@@ -14,12 +14,13 @@ import xxhash
 
 from kdn.scale.router.fleet import RoutedPrompt
 
-__all__ = ["CHUNK_CHARS", "CHUNK_TOKENS", "prompt_of"]
+__all__ = ["CHUNK_BYTES", "CHUNK_TOKENS", "prompt_of"]
 
-CHUNK_CHARS = 512
-_CHARS_PER_TOKEN = 4
+CHUNK_BYTES = 512
+"""Of UTF-8: scripts differ less in bytes a token than in letters a token."""
+_BYTES_PER_TOKEN = 4
 """English text. A wrong guess scales all predictions alike, and the measured slowdown undoes it."""
-CHUNK_TOKENS = CHUNK_CHARS // _CHARS_PER_TOKEN
+CHUNK_TOKENS = CHUNK_BYTES // _BYTES_PER_TOKEN
 _FIRST = ("tools", "documents", "system", "instructions")
 """Parts that stand before the messages in a model's prompt."""
 _AFTER = ("messages", "prompt", "input", "text_1", "text_2", "query")
@@ -30,13 +31,14 @@ def prompt_of(body: Mapping[str, Any]) -> RoutedPrompt:
 
     The model and the salt are part of every name: nothing is shared across them.
     """
-    text = "\n".join(piece for part in (*_FIRST, *_AFTER) for piece in _texts(body.get(part)))
+    pieces = (piece for part in (*_FIRST, *_AFTER) for piece in _texts(body.get(part)))
+    text = "\n".join(pieces).encode("utf-8", "surrogatepass")
     state = xxhash.xxh3_128(repr((body.get("model"), body.get("cache_salt"))).encode())
     names = list[str]()
-    for start in range(0, len(text) - CHUNK_CHARS + 1, CHUNK_CHARS):
-        state.update(text[start : start + CHUNK_CHARS].encode("utf-8", "surrogatepass"))
+    for start in range(0, len(text) - CHUNK_BYTES + 1, CHUNK_BYTES):
+        state.update(text[start : start + CHUNK_BYTES])
         names.append(state.hexdigest())
-    return RoutedPrompt(tuple(names), max(1, len(text) // _CHARS_PER_TOKEN), CHUNK_TOKENS)
+    return RoutedPrompt(tuple(names), max(1, len(text) // _BYTES_PER_TOKEN), CHUNK_TOKENS)
 
 
 def _texts(part: Any) -> Sequence[str]:
@@ -47,7 +49,6 @@ def _texts(part: Any) -> Sequence[str]:
         return (part,)
     if isinstance(part, list) and all(isinstance(one, str) for one in part):
         return part
-    written = json.dumps(
-        part, sort_keys=True, separators=(",", ":")
-    )  # once: there may be a million items
+    # once: there may be a million items
+    written = json.dumps(part, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return (written[:-1],)  # without the bracket that closes it

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 from typing import Any
 
-__all__ = ["begins_answer", "cached_tokens_of", "events_of"]
+from kdn.scale.router.fleet import ToldTokens
+
+__all__ = ["begins_answer", "events_of", "told_tokens_of"]
 
 _BEFORE_ANSWER = ("response.created", "response.in_progress", "response.queued")
 """Events of `/v1/responses` that tell of the request alone."""
@@ -46,14 +48,19 @@ def begins_answer(data: bytes) -> bool | None:
     return kind not in _BEFORE_ANSWER
 
 
-def cached_tokens_of(data: bytes) -> int | None:
-    """How many tokens of the prompt a server says it had stored; None when it says nothing."""
+def told_tokens_of(data: bytes) -> ToldTokens | None:
+    """How many tokens a server says the prompt has and it had stored; None when it does not say both."""
     told = _object(data) or {}
     whole = _part(told, "response") or told  # the last event of `/v1/responses` holds the answer
     usage = _part(whole, "usage")
     details = _part(usage, "prompt_tokens_details") or _part(usage, "input_tokens_details")
-    cached = details.get("cached_tokens")
-    return cached if isinstance(cached, int) else None
+    prompt, cached = (
+        usage.get("prompt_tokens", usage.get("input_tokens")),
+        details.get("cached_tokens"),
+    )
+    if isinstance(prompt, int) and isinstance(cached, int):
+        return ToldTokens(prompt, cached)
+    return None
 
 
 def _object(data: bytes) -> dict[str, Any] | None:

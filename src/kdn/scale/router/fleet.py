@@ -13,12 +13,17 @@ from dataclasses import dataclass, field
 from kdn.core import PrefillTime
 from kdn.errors import BadInput
 
-__all__ = ["Fleet", "FleetServer", "RoutedPrompt", "StoredChunks"]
+__all__ = ["Confirmed", "Fleet", "FleetServer", "RoutedPrompt", "StoredChunks", "ToldTokens"]
 
 _MEMORY_S = 2.0
 """An observation weighs by its predicted seconds beside these, so that tiny prompts teach little."""
 _SLOWDOWNS = (0.01, 1000.0)
 """How far a server may be from the prefill model before the router no longer follows."""
+_BLOCK_TOKENS = 256
+"""A server stores whole blocks, so that it may have so many tokens less than it was sent."""
+_SURE_SHARE = 0.5
+"""Bytes a token differ within a prompt: a server that says it had at least so much of what it was
+believed to have may have had all."""
 
 
 @dataclass(frozen=True)
@@ -34,12 +39,33 @@ class RoutedPrompt:
         return max(0, min(num_chunks * self.chunk_tokens, self.num_tokens - 1))
 
 
+@dataclass(frozen=True)
+class ToldTokens:
+    """A server's own word of a prompt, in its own tokens."""
+
+    prompt: int
+    cached: int
+    """Of these, what it had stored before."""
+
+
+@dataclass(frozen=True)
+class Confirmed:
+    """The leading chunks of a prompt that a server had in full, by its answers to earlier prompts."""
+
+    num_chunks: int
+    use: int
+    """The last use of the last of them."""
+
+
 class StoredChunks:
     """Names of chunks under a cap; the least recently used go first."""
 
     def __init__(self, capacity: int) -> None:
         self._capacity = capacity
-        self._names: OrderedDict[Hashable, None] = OrderedDict()
+        self._num_uses = 0
+        self._names: OrderedDict[Hashable, int] = OrderedDict()
+        """Each with its last use."""
+        self._confirmed: set[Hashable] = set()
 
     def __len__(self) -> int:
         return len(self._names)
@@ -50,20 +76,38 @@ class StoredChunks:
 
     def store(self, chunks: Sequence[Hashable]) -> None:
         """All of these were computed or read: the beginning of a prompt is used last."""
+        self._num_uses += 1
         for name in reversed(chunks):
-            self._names[name] = None
+            self._names[name] = self._num_uses
             self._names.move_to_end(name)
         while len(self._names) > self._capacity:
-            self._names.popitem(last=False)
+            self._forget_oldest()
+
+    def confirm(self, chunks: Sequence[Hashable]) -> None:
+        """A prompt of these was answered. What was forgotten meanwhile stays so."""
+        self._confirmed.update(name for name in chunks if name in self._names)
+
+    def confirmed(self, chunks: Sequence[Hashable]) -> Confirmed:
+        """The leading chunks that were confirmed. Not a use."""
+        gaps = (n for n, name in enumerate(chunks) if name not in self._confirmed)
+        num_chunks = next(gaps, len(chunks))
+        return Confirmed(num_chunks, self._names[chunks[num_chunks - 1]] if num_chunks else 0)
 
     def forget(self) -> None:
         """Forget everything."""
         self._names.clear()
+        self._confirmed.clear()
 
-    def forget_older_half(self) -> None:
-        """Forget what was used least recently, half of all."""
+    def forget_before(self, use: int) -> None:
+        """Forget what was not used since before `use`, but no more than half of all."""
         for _ in range(len(self._names) // 2):
-            self._names.popitem(last=False)
+            if next(iter(self._names.values())) >= use:
+                return
+            self._forget_oldest()
+
+    def _forget_oldest(self) -> None:
+        name, _ = self._names.popitem(last=False)
+        self._confirmed.discard(name)
 
 
 @dataclass
@@ -170,14 +214,20 @@ class Fleet:
         server.stored.store(prompt.chunks)
         return self._number
 
-    def correct(self, name: str, prompt: RoutedPrompt, believed: int, cached_tokens: int) -> None:
-        """A server told how many tokens of a prompt it had stored, of `believed` chunks.
+    def correct(
+        self, name: str, prompt: RoutedPrompt, confirmed: Confirmed, told: ToldTokens
+    ) -> None:
+        """A server told how much of a prompt it had stored, of which `confirmed` was known as it was sent.
 
-        When it had less, it holds less than the router thinks: the older half is forgotten, so that a
-        server that restarted is known for empty after a few answers.
+        It has the prompt now. When it had far less, it dropped that and what it used no later, or was
+        started again: what was used before is forgotten, at most half of all at a time. Chunks of a
+        prompt that is not answered prove nothing: prompts that are sent together are all computed.
         """
-        if prompt.tokens_of(believed) - cached_tokens > prompt.chunk_tokens:
-            self.servers[name].stored.forget_older_half()
+        stored = self.servers[name].stored
+        share = prompt.tokens_of(confirmed.num_chunks) / prompt.num_tokens
+        if told.cached + _BLOCK_TOKENS < _SURE_SHARE * share * told.prompt:
+            stored.forget_before(confirmed.use)
+        stored.confirm(prompt.chunks)
 
     def down(self, name: str) -> None:
         """A server does not answer. What it had stored is not counted on when it comes back."""

@@ -26,9 +26,9 @@ from starlette.types import Receive, Scope, Send
 from kdn.clock import Clock
 from kdn.errors import EngineFailed, Unreachable
 from kdn.scale.router.content import prompt_of
-from kdn.scale.router.events import begins_answer, cached_tokens_of, events_of
+from kdn.scale.router.events import begins_answer, events_of, told_tokens_of
 from kdn.scale.router.fetch import read_up_to
-from kdn.scale.router.fleet import Fleet, FleetServer, RoutedPrompt
+from kdn.scale.router.fleet import Confirmed, Fleet, FleetServer, RoutedPrompt
 from kdn.scale.router.numbers import RouterNumbers
 from kdn.scale.router.rules import RoutingRule
 from kdn.serve.errors import Refused, fault_of
@@ -57,7 +57,7 @@ class _Sent:
     server: FleetServer
     number: int
     prompt: RoutedPrompt
-    believed: int
+    confirmed: Confirmed
 
 
 @dataclass
@@ -161,9 +161,10 @@ class Forwarder:
 
     def _send(self, server: FleetServer, prompt: RoutedPrompt) -> _Sent:
         believed = server.stored.match(prompt.chunks)
+        confirmed = server.stored.confirmed(prompt.chunks)
         number = self.fleet.begin(server.name, prompt, self.clock.now())
         self.numbers.sent(server.name, prompt.num_tokens, prompt.tokens_of(believed))
-        return _Sent(server, number, prompt, believed)
+        return _Sent(server, number, prompt, confirmed)
 
     def _end(self, sent: _Sent) -> None:
         sent.server.ended(sent.number)
@@ -227,7 +228,7 @@ class Forwarder:
         sent.server.began(sent.number, self.clock.now())
         if begun.rest is None:
             self._end(sent)
-            self._learn(sent, begun.came)
+            self._learn(sent, [begun.came])
             return Response(begun.came, begun.status, begun.headers)
         pieces, leave = self._pass_on(sent, begun), partial(self._leave, sent, begun)
         return _PassedStream(pieces, begun.status, begun.headers, leave)
@@ -240,18 +241,17 @@ class Forwarder:
             async for piece in begun.rest:
                 tail = (tail + piece)[-_TAIL_BYTES:]
                 yield piece
-            for told in events_of(tail):
-                self._learn(sent, told)
+            self._learn(sent, events_of(tail))
         except httpx.HTTPError:
             self.numbers.cut.labels(sent.server.name).inc()
             cut = EngineFailed("the server ended in the middle of this answer; send it again")
             yield b"data: " + fault_of(cut).body() + b"\n\n"
 
-    def _learn(self, sent: _Sent, told: bytes) -> None:
-        """Believe a server's own word of what it had stored."""
-        cached = cached_tokens_of(told)
-        if cached is not None:
-            self.fleet.correct(sent.server.name, sent.prompt, sent.believed, cached)
+    def _learn(self, sent: _Sent, events: Sequence[bytes]) -> None:
+        """Believe a server's own word of what it had stored: the last one, where each event holds it."""
+        told = next(filter(None, map(told_tokens_of, reversed(events))), None)
+        if told is not None:
+            self.fleet.correct(sent.server.name, sent.prompt, sent.confirmed, told)
 
 
 class _PassedStream(StreamingResponse):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import secrets
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -81,6 +82,8 @@ class KdnConnector(KVConnectorBase_V1):  # type: ignore[misc]
         self._spec = kv_cache_config.kv_cache_groups[0].kv_cache_spec
         self._identity = identify(vllm_config, self._spec)
         self.store: Store = STORES.enter(settings)
+        self._entered = ExitStack()
+        self._entered.callback(STORES.leave, self.store)
         ranks = self._identity.tensor_ranks * self._identity.pipeline_ranks
 
         def fingerprints(adapter: str | None, generation: str) -> list[Fingerprint]:
@@ -237,7 +240,7 @@ class KdnConnector(KVConnectorBase_V1):  # type: ignore[misc]
         if self.transfers is not None:
             self.transfers.close()
             self.transfers = None
-        STORES.leave(self.store)
+        self._entered.close()  # once: others of this process may be in the same store
 
     # --- statistics ---
 

@@ -26,14 +26,16 @@ def create_node_app(
 
     The store stays the caller's to close.
     """
+    backpressure = Backpressure(settings.limits)
     shutdown = Shutdown(settings.grace_s, SystemClock())
     app = FastAPI(
         title="kdn node",
         version=version,
-        middleware=[Middleware(Auth, settings, Backpressure(settings.limits), shutdown)],
+        middleware=[Middleware(Auth, settings, backpressure, shutdown)],
         redoc_url=None,
     )
     app.state.shutdown = shutdown
+    app.state.backpressure = backpressure
     mount_store(app, store, grants)
 
     @app.get("/health")
@@ -47,8 +49,11 @@ def create_node_app(
 def mount_store(
     app: FastAPI, store: Store, grants: tuple[Grant, ...], texts: TextStore | None = None
 ) -> None:
-    """The store's routes, each within the caller's grant; with `texts` those for documents too, which count
-    in the backpressure of an `app` that create_app made."""
+    """The store's routes, each within the caller's grant; with `texts` those for documents too.
+
+    Texts and the blocks of answers count in the backpressure of `app`, which `create_app` or
+    `create_node_app` made.
+    """
 
     def grant_of(request: Request) -> Grant:
         grant = grant_for(request.headers.get("authorization", ""), grants)
@@ -56,7 +61,7 @@ def mount_store(
             raise Refused("this key does not open the store", status=401)
         return grant
 
-    app.include_router(block_routes(store, grant_of))
+    app.include_router(block_routes(store, grant_of, app.state.backpressure))
     app.include_router(manage_routes(store, grant_of))
     if texts is not None:
         app.include_router(text_routes(texts, store, grant_of, app.state.backpressure))

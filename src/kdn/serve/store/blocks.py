@@ -10,12 +10,16 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 
 import msgspec
+from anyio import CapacityLimiter, to_thread
 from fastapi import APIRouter, Request, Response
 from starlette.concurrency import run_in_threadpool
+from starlette.types import Receive, Scope, Send
 
 from kdn.core import BlockKey
 from kdn.errors import BadInput, CorruptBlock, LostBlock
+from kdn.serve.auth import caller_of
 from kdn.serve.errors import Refused
+from kdn.serve.limits import Backpressure, Held
 from kdn.serve.store.grants import Grant
 from kdn.store import Store, check_whole, pack_note
 from kdn.store.block.reader import Handle
@@ -28,11 +32,20 @@ __all__ = ["block_routes"]
 _KEY = re.compile(r"[0-9a-f]{64}")
 _RANGE = re.compile(r"bytes=(\d{1,15})-(\d{0,15})")
 _NOT_HERE = "no such block"
+_PIECE_BYTES = 1 << 18
+"""Of an answer, handed to a connection as it takes them."""
+_ENCODING_THREADS = 16
+"""Blocks that are encoded anew at one time: the other routes have threads of their own."""
 
 
-def block_routes(store: Store, grant_of: Callable[[Request], Grant]) -> APIRouter:
-    """The routes over `store`; `grant_of` gives the grant of a caller, and raises for unknown ones."""
-    router = APIRouter()
+def block_routes(
+    store: Store, grant_of: Callable[[Request], Grant], backpressure: Backpressure
+) -> APIRouter:
+    """The routes over `store`; `grant_of` gives the grant of a caller, and raises for unknown ones.
+
+    What is sent counts in `backpressure` as a body does, until the client has taken it.
+    """
+    router, encoding = APIRouter(), CapacityLimiter(_ENCODING_THREADS)
 
     @router.get("/v1/store/blocks")
     def changes(request: Request) -> Response:
@@ -43,23 +56,33 @@ def block_routes(store: Store, grant_of: Callable[[Request], Grant]) -> APIRoute
         added = list(first_rows((str(entry.key), pack_note(entry)) for entry in seen))
         removed = [str(key) for key, salt in pages.removed if grant.reads(salt)]
         changes = PeerChanges(pages.cursor, pages.whole, added, removed)
-        return Response(msgspec.msgpack.encode(changes), media_type="application/msgpack")
+        return _Sent(
+            backpressure, msgspec.msgpack.encode(changes), media_type="application/msgpack"
+        )
 
     @router.get("/v1/store/blocks/{key}")
     def read(request: Request, key: str) -> Response:
         grant = grant_of(request)
         wanted = _seen(store, grant, key, reading=True)
         with _opened(store, wanted) as handle:
-            return _part(request, handle.buffer.nbytes, handle.read)
+            data, status, headers = _part(request, handle.buffer.nbytes, handle.read)
+        headers["accept-ranges"] = "bytes"
+        return _Sent(backpressure, data, status, headers, "application/octet-stream")
 
     @router.get("/v1/store/blocks/{key}/layers")
-    def layers(request: Request, key: str, start: int, stop: int, codec: str) -> Response:
+    async def layers(request: Request, key: str, start: int, stop: int, codec: str) -> Response:
         """Some layers in another encoding: what a reader on a slow link asks for."""
-        wanted = _seen(store, grant_of(request), key, reading=True)
-        with _opened(store, wanted) as handle:
-            data = encode_layers(wanted, handle, start, stop, codec)
-        store.note_delivered(wanted, start, stop - 1, codec, len(data))
-        return Response(data, media_type="application/msgpack")
+        grant = grant_of(request)
+
+        def encoded() -> bytes:
+            wanted = _seen(store, grant, key, reading=True)
+            with _opened(store, wanted) as handle:
+                data = encode_layers(wanted, handle, start, stop, codec)
+            store.note_delivered(wanted, start, stop - 1, codec, len(data))
+            return data
+
+        data = await to_thread.run_sync(encoded, limiter=encoding)
+        return _Sent(backpressure, data, media_type="application/msgpack")
 
     @router.put("/v1/store/blocks/{key}")
     async def write(request: Request, key: str) -> Response:
@@ -128,11 +151,13 @@ def _take_in(store: Store, grant: Grant, key: BlockKey, data: memoryview) -> Non
     store.put_encoded(block)
 
 
-def _part(request: Request, size_bytes: int, read: Callable[[int, int], memoryview]) -> Response:
-    """The whole block, or the range that was asked for."""
+def _part(
+    request: Request, size_bytes: int, read: Callable[[int, int], memoryview]
+) -> tuple[memoryview, int, dict[str, str]]:
+    """The whole block, or the range that was asked for, with its status and headers."""
     asked = request.headers.get("range")
     if asked is None:
-        return _body(read(0, size_bytes), 200, {})
+        return read(0, size_bytes), 200, {}
     found = _RANGE.fullmatch(asked)
     start = int(found[1]) if found else size_bytes
     if found is None or start >= size_bytes:
@@ -140,10 +165,37 @@ def _part(request: Request, size_bytes: int, read: Callable[[int, int], memoryvi
     stop = min(int(found[2]) + 1 if found[2] else size_bytes, size_bytes)
     if stop <= start:
         raise Refused(f"the range {asked!r} is empty", status=416)
-    return _body(
-        read(start, stop), 206, {"content-range": f"bytes {start}-{stop - 1}/{size_bytes}"}
-    )
+    return read(start, stop), 206, {"content-range": f"bytes {start}-{stop - 1}/{size_bytes}"}
 
 
-def _body(data: memoryview, status: int, headers: dict[str, str]) -> Response:
-    return Response(data, status, {**headers, "accept-ranges": "bytes"}, "application/octet-stream")
+class _Sent(Response):
+    """Bytes that count for their caller until the connection has taken them, piece by piece.
+
+    Raises Refused before anything is sent: 429 for the caller's bound, 503 for all's.
+    """
+
+    def __init__(
+        self,
+        backpressure: Backpressure,
+        data: bytes | memoryview,
+        status: int = 200,
+        headers: dict[str, str] | None = None,
+        media_type: str | None = None,
+    ) -> None:
+        super().__init__(data, status, headers, media_type)
+        self._backpressure = backpressure
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        data, caller = memoryview(self.body), caller_of(scope).name
+        with self._backpressure.hold(caller, Held(size_bytes=len(data))):
+            await send(
+                {
+                    "type": "http.response.start",
+                    "status": self.status_code,
+                    "headers": self.raw_headers,
+                }
+            )
+            for start in range(0, len(data), _PIECE_BYTES):
+                stop = start + _PIECE_BYTES
+                piece, more = data[start:stop], stop < len(data)
+                await send({"type": "http.response.body", "body": piece, "more_body": more})

@@ -20,6 +20,7 @@ from starlette.concurrency import run_in_threadpool
 
 from kdn.clock import Clock, SystemClock
 from kdn.core import EXACT, BlockKey, Fingerprint
+from kdn.core.blocks import MAX_TOKEN_ID
 from kdn.errors import BadInput
 from kdn.machine.files import system_errors
 from kdn.serve.errors import Refused
@@ -51,7 +52,7 @@ LOOKUP_THREADS = 4
 
 class _Lookup(msgspec.Struct, forbid_unknown_fields=True):
     fingerprint: str
-    tokens: list[int]
+    tokens: list[Annotated[int, msgspec.Meta(ge=0, le=MAX_TOKEN_ID)]]
     salt: str = ""
 
 

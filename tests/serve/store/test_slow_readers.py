@@ -1,0 +1,103 @@
+"""What waits for clients that do not take their answers counts for them, as their bodies do."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from anyio import to_thread
+from starlette.types import ASGIApp, Message
+
+from kdn.serve import Grant, Limits, ServeSettings, create_node_app
+from kdn.serve.auth import LOCAL, own_scope
+from kdn.store import Store, open_store
+from tests.store.helpers import block_id, make_block
+
+BLOCK = make_block(block_id(range(256)))
+KEY = "/v1/store/blocks/" + BLOCK.id.key
+LAYERS = KEY + "/layers?start=0&stop=2&codec=int8"
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    with open_store(tmp_path / "kv", disk_bytes=10**9) as one:
+        one.put(BLOCK)
+        yield one
+
+
+def node(store: Store, caller_bytes: int) -> ASGIApp:
+    limits = Limits(caller_bytes=caller_bytes)
+    settings = ServeSettings(port=0, api_keys=("root",), check_host=False, limits=limits)
+    return create_node_app(store, settings, (Grant("admin", "root", admin=True),))
+
+
+class Client:
+    """Asks for one path, and takes what is sent once it `reads`."""
+
+    def __init__(self, *, reads: bool) -> None:
+        self.status = self.size_bytes = self.num_taken = 0
+        self.begun, self.reads = asyncio.Event(), asyncio.Event()
+        if reads:
+            self.reads.set()
+
+    async def ask(self, app: ASGIApp, path: str) -> None:
+        path, _, query = path.partition("?")
+        scope = own_scope(path, b"", LOCAL)
+        headers = [(b"host", b"localhost"), (b"authorization", b"Bearer root")]
+        scope.update({"kdn.background": False, "method": "GET", "headers": headers})
+        scope["query_string"] = query.encode()
+        await app(scope, self._stay, self._take)
+
+    async def _stay(self) -> Message:
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    async def _take(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            self.size_bytes = int(dict(message["headers"])[b"content-length"])
+            return
+        self.begun.set()
+        await self.reads.wait()
+        self.num_taken += len(message["body"])
+
+
+@pytest.mark.parametrize("path", [KEY, LAYERS, "/v1/store/blocks"])
+def test_a_caller_that_takes_none_of_two_answers_gets_no_third(store: Store, path: str) -> None:
+    """The limit is two such answers. When they are taken there is room for others."""
+
+    async def ask_three(app: ASGIApp) -> list[int]:
+        slow = [Client(reads=False) for _ in range(2)]
+        held = [asyncio.create_task(one.ask(app, path)) for one in slow]
+        for one in slow:
+            await one.begun.wait()
+        refused, later = Client(reads=True), Client(reads=True)
+        await refused.ask(app, path)
+        for one in slow:
+            one.reads.set()
+        await asyncio.gather(*held)
+        await later.ask(app, path)
+        assert all(one.num_taken == one.size_bytes for one in (*slow, later))
+        return [one.status for one in (*slow, refused, later)]
+
+    whole = Client(reads=True)
+    asyncio.run(whole.ask(node(store, 1 << 30), path))
+    assert (whole.status, whole.num_taken) == (200, whole.size_bytes)
+    assert asyncio.run(ask_three(node(store, 2 * whole.size_bytes))) == [200, 200, 429, 200]
+
+
+def test_layers_are_encoded_on_threads_of_their_own(store: Store) -> None:
+    """Every thread for other routes is busy: a queue of layers would have taken those, too."""
+    client, app = Client(reads=True), node(store, 1 << 30)
+
+    async def ask() -> None:
+        threads = to_thread.current_default_thread_limiter()
+        for _ in range(int(threads.total_tokens)):
+            await threads.acquire_on_behalf_of(object())
+        async with asyncio.timeout(30):
+            await client.ask(app, LAYERS)
+
+    asyncio.run(ask())
+    assert client.status == 200
