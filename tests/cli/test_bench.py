@@ -111,7 +111,7 @@ def test_a_file_that_holds_no_policies_is_named(tmp_path: Path, content: bytes) 
     file.write_bytes(content)
     done = kdn(tmp_path, "net", "rtc", "eval", "--policies", file)
     assert (done.code, done.out) == (2, "")
-    assert f"cannot read {file} as policies" in done.err
+    assert f"cannot read {file} as policies: `kdn net rtc train` did not write it" in done.err
 
 
 @pytest.mark.parametrize(

@@ -59,6 +59,42 @@ def test_the_version_is_told(tmp_path: Path) -> None:
     assert kdn(tmp_path, "--version").out.startswith("kdn ")
 
 
+@pytest.mark.parametrize("words", [["--version"], ["--help"], ["store", "--help"]])
+def test_a_full_output_is_said(tmp_path: Path, words: list[str]) -> None:
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "kdn", *words],
+            env=environment(tmp_path),
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert done.stderr.startswith("kdn: No space left on device")
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        ("models list >&-", 0, ""),
+        ("models list --json 2>&-", 0, ""),
+        ("ask - <&-", 2, "kdn: the question is empty; ask something\n"),
+    ],
+)
+def test_a_closed_stream_is_empty_or_takes_what_nobody_reads(
+    tmp_path: Path, words: str, code: int, said: str
+) -> None:
+    done = subprocess.run(
+        ["/bin/sh", "-c", f"exec {sys.executable} -m kdn {words}"],
+        env=environment(tmp_path),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (code, said)
+
+
 def test_wrong_use_is_exit_code_2_and_says_what(tmp_path: Path) -> None:
     done = kdn(tmp_path, "nonsense")
     assert (done.code, done.out) == (2, "")

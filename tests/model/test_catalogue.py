@@ -80,8 +80,8 @@ def test_an_unknown_name_says_what_there_is(tmp_path: Path) -> None:
         resolve("smollm3", tmp_path)
     with pytest.raises(UnknownModel, match="kdn models get some/model"):
         resolve("some/model", tmp_path)
-    with pytest.raises(UnknownModel):
-        get("smollm3", tmp_path)
+    with pytest.raises(UnknownModel, match=r"did you mean qwen3-0\.6b\? Else give one of"):
+        get("Qwen3-0.6", tmp_path)
 
 
 def test_loading_an_unknown_name_is_the_same_error(tmp_path: Path) -> None:

@@ -5,7 +5,9 @@ Trades in words for people and JSON for programs.  Nobody imports it.  Start rea
 
 from __future__ import annotations
 
+import os
 import sys
+from pathlib import Path
 from typing import Any
 
 from kdn.machine.process import INTERRUPTED, Ending
@@ -16,6 +18,7 @@ __all__ = ["app", "main"]
 def main() -> None:
     """The `kdn` program: exits with 0, 1 (it failed), 2 (asked wrongly), 130 (Ctrl-C) or 143 (SIGTERM)."""
     ending = Ending()
+    _open_missing_streams()
     try:
         from kdn.cli.program import app
 
@@ -30,6 +33,14 @@ def main() -> None:
             raise
         sys.stderr.write("\nkdn: stopped\n")
         ending.leave_with(ending.code or INTERRUPTED)
+
+
+def _open_missing_streams() -> None:
+    """A supervisor may have closed a standard stream: it is empty then, and takes what nobody reads."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            nothing = Path(os.devnull).open(mode, encoding="utf-8")  # noqa: SIM115  until the end
+            setattr(sys, name, nothing)
 
 
 def __getattr__(name: str) -> Any:

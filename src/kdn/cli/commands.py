@@ -33,6 +33,8 @@ class Commands(TyperGroup):
         except KeyboardInterrupt as stop:
             say("\nkdn: stopped")
             raise typer.Exit(INTERRUPTED) from stop
+        except OSError as error:  # of the output, where help is written
+            raise _failed(error) from error
 
     def invoke(self, ctx: Any) -> Any:
         try:
@@ -43,13 +45,18 @@ class Commands(TyperGroup):
         except KeyboardInterrupt as stop:
             say("\nkdn: stopped; what was finished before is kept")
             raise typer.Exit(INTERRUPTED) from stop
-        except BrokenPipeError as gone:
-            # The reader of our output has left; Python must not complain when it flushes at exit.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            raise typer.Exit(1) from gone
         except OSError as error:
-            say(f"kdn: {explained(error)}")
-            raise typer.Exit(1) from error
+            raise _failed(error) from error
+
+
+def _failed(error: OSError) -> typer.Exit:
+    """The end of a command that the system refused; why is told, unless nobody reads any more."""
+    if isinstance(error, BrokenPipeError):
+        # The reader of our output has left; Python must not complain when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    else:
+        say(f"kdn: {explained(error)}")
+    return typer.Exit(1)
 
 
 def explained(error: OSError) -> str:

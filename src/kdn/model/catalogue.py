@@ -16,13 +16,14 @@ import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import IO
 
 from kdn.errors import MissingExtra, UnknownModel, WeightsError
 from kdn.machine.files import expanded, is_there, make_private, make_tree_private
 from kdn.machine.scratch import locked_folder
-from kdn.model.recommended import HubModel, hub_model
+from kdn.model.recommended import HUB_MODELS, HubModel, hub_model
 
 __all__ = [
     "KnownModel",
@@ -170,9 +171,12 @@ def resolve(name_or_path: str | Path, home: Path) -> Path:
             " safetensors weights"
         )
     hint = f"`kdn models get {name}` fetches it from the hub, or " if _is_hub_id(name) else ""
+    near = get_close_matches(name.lower(), [*_KNOWN, *(model.name for model in HUB_MODELS)], n=1)
+    meant = f"did you mean {near[0]}? Else " if near else ""
     raise UnknownModel(
-        f"no model goes by {name!r} here: {hint}give one of {', '.join(_KNOWN)}, the path of a "
-        "model folder (config.json, tokenizer.json, safetensors) or of a .gguf file"
+        f"no model goes by {name!r} here: {meant}{hint}give one of {', '.join(_KNOWN)}, one that"
+        " `kdn models list` names, the path of a model folder (config.json, tokenizer.json,"
+        " safetensors) or of a .gguf file"
     )
 
 

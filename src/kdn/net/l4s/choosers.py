@@ -52,8 +52,9 @@ def read_weights(path: Path) -> NDArray[np.float32]:
     try:
         weights: NDArray[np.float32] = np.load(path, allow_pickle=False).astype(np.float32)
     except (OSError, ValueError, EOFError) as error:
+        reason = error if isinstance(error, OSError) else "it is no file that kdn wrote"
         raise WeightsError(
-            f"{path.name} cannot be read as predictor weights ({error}); make: kdn net l4s train"
+            f"{path.name} cannot be read as predictor weights ({reason}); make: kdn net l4s train"
         ) from error
     if weights.shape != (num_weights(),):
         raise WeightsError(

@@ -128,7 +128,8 @@ def load_policies(path: Path | None = None) -> dict[str, Policy]:
             names = dict.fromkeys(key.split("/")[0] for key in stored.files)
             return {name: _read_policy(stored, name) for name in names}
     except (OSError, ValueError, KeyError, TypeError, EOFError, BadZipFile) as error:
-        raise BadInput(f"cannot read {where} as policies: {error}") from error
+        reason = error if isinstance(error, OSError) else "`kdn net rtc train` did not write it"
+        raise BadInput(f"cannot read {where} as policies: {reason}") from error
 
 
 def _read_policy(stored: np.lib.npyio.NpzFile, name: str) -> Policy:

@@ -77,7 +77,8 @@ def read_tables(path: Path) -> list[RateTable]:
             keys = dict.fromkeys(name.rpartition("/")[0] for name in stored.files)
             return [_read_one(stored, key) for key in keys]
     except (OSError, ValueError, KeyError, TypeError, EOFError, BadZipFile) as error:
-        raise BadInput(f"cannot read {path} as rate tables: {error}") from error
+        reason = error if isinstance(error, OSError) else "it is no file that kdn wrote"
+        raise BadInput(f"cannot read {path} as rate tables: {reason}") from error
 
 
 def _read_one(stored: np.lib.npyio.NpzFile, key: str) -> RateTable:
