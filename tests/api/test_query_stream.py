@@ -16,7 +16,7 @@ ENDED = Finish(FinishReason.STOP, Usage(3, 1))
 
 
 def answers(
-    question: str, _options: QueryOptions, show: Callable[[str], None], _query: Query
+    question: str, options: QueryOptions, show: Callable[[str], None], query: Query
 ) -> Answer:
     show("noon")
     return Answer("noon", ENDED.reason, ENDED.usage, (5,))
@@ -26,7 +26,9 @@ class Panic(BaseException):
     """What libraries in Rust raise for their own faults is no Exception."""
 
 
-def panics(*_asked: object) -> Answer:
+def panics(
+    question: str, options: QueryOptions, show: Callable[[str], None], query: Query
+) -> Answer:
     raise Panic("a library's own fault")
 
 
