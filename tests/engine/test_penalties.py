@@ -167,7 +167,7 @@ class Naming(Tokenizer):
 
 
 def test_a_scored_prompt_is_spelled_out_where_it_is_read(tiny: LoadedModel) -> None:
-    """Each of 40 tokens but the first has two alternatives: 78 names at most, and no step of the engine waits for one."""
+    """Each of 40 tokens but the first has two alternatives: 78 names at most, that no step waits for."""
     tokenizer = Naming(tiny.tokenizer.definition, eos_ids=())
     bench = Bench(replace(tiny, tokenizer=tokenizer))
     asked = Sampling(max_tokens=300, ignore_eos=True, prompt_logprobs=2)

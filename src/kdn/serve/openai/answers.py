@@ -71,7 +71,7 @@ class Answers(ABC):
         return self.body.prompt_logprobs is not None
 
     async def _made(self, make: Callable[..., Any], *arguments: Any) -> Any:
-        """What `make` returns; where prompts are told, made beside the event loop, since it may take seconds."""
+        """What `make` returns; beside the event loop where prompts are told, which may take seconds."""
         if self.tells_prompts:
             return await self.job.in_thread(make, *arguments)
         return make(*arguments)
