@@ -255,10 +255,9 @@ def test_salsify_sends_what_arrives_within_a_tenth_of_a_second() -> None:
     short = Salsify().decide(heard(50, [], in_flight=2 * PACKET))
     assert short.rate_bps == pytest.approx((100 / gap - 2) * BITS * 25)
     assert Salsify().decide(heard(50, [], in_flight=9 * PACKET)).rate_bps == MIN_RATE_BPS
-    twice = controller("salsify", Link("any", constant(1e6)), {}, 50.0)
-    assert twice.decide(heard(50, [], in_flight=2 * PACKET)).rate_bps == pytest.approx(
-        2 * short.rate_bps
-    )
+    slow = controller("salsify", Link("any", constant(1e6)), {}, 12.5)
+    half = slow.decide(heard(50, [], in_flight=2 * PACKET)).rate_bps
+    assert half == pytest.approx(short.rate_bps / 2)
 
 
 def test_copa_grows_by_its_velocity_over_delta_windows() -> None:
