@@ -199,7 +199,7 @@ class RedisRemote(Remote):
     def _check_some(self, count: int) -> None:
         """Go on with some notes where the last look ended, and begin again after the last one.
 
-        Whoever follows the stream hears of those that go, this process too.
+        Each process that follows the stream hears of those that go, this one too.
         """
         if count:
             self._looked, rows = self._redis.hscan(self._notes, self._looked, count=count)
