@@ -35,7 +35,7 @@ _NOT_HERE = "no such block"
 _PIECE_BYTES = 1 << 18
 """Of an answer, handed to a connection as it takes them."""
 _ENCODING_THREADS = 16
-"""Blocks that are encoded anew at one time: the other routes have threads of their own."""
+"""Blocks that are transcoded at one time: the other routes have threads of their own."""
 
 
 def block_routes(
