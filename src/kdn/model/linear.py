@@ -167,10 +167,9 @@ def column_sum(weights: Tensor, v: Tensor) -> Tensor:
     if weights.dtype == torch.float32 or v.shape[1] <= _SUMMED:
         return torch.bmm(weights, v)
     pairs = zip(torch.split(weights, _SUMMED, 2), torch.split(v, _SUMMED, 1), strict=True)
-    first, *others = (torch.bmm(*pair) for pair in pairs)
-    total = first.float()
-    for part in others:
-        total += part
+    total = torch.bmm(*next(pairs)).float()
+    for pair in pairs:
+        total += torch.bmm(*pair)
     return total.to(weights.dtype)
 
 
