@@ -91,6 +91,8 @@ def test_gains_over_naive_are_paired_by_prompt() -> None:
     assert row["repaired"] == pytest.approx(0.75)
     assert row["closer than naive, interval"] == "2.00-8.00"
     assert _gains(TWO, NAIVE_KEY) == {}
+    alone = [{"name": "a", "arms": {OURS_KEY: {"kl": 0.1, "kl32": 0.1, "agree": 1}}}]
+    assert _gains(alone, OURS_KEY) == {}, "naive reuse was not asked for"
     summary = blend_summary(TWO, {}, OURS_KEY)
     assert (summary["kl_naive"], summary["kl_blend"]) == pytest.approx((0.6, 0.15))
     assert summary["kl_gain_random"] == pytest.approx(2)
@@ -109,6 +111,8 @@ def test_what_could_replace_the_default_is_told_as_times_its_kl() -> None:
     assert told == [
         f"KL at the answer position with {layer.name} is 1.41 times the default's {interval_told}."
     ]
+    alone = [{"name": "a", "arms": {layer.key: {"kl": 0.1}}}]
+    assert not any("times the default's" in line for line in _notes(alone, OURS_KEY))
 
 
 def test_an_arm_that_few_prompts_have_is_told_of_these_alone() -> None:

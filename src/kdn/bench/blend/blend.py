@@ -201,8 +201,8 @@ def _of(judged: Sequence[Judged], arm: str) -> list[Judged]:
 
 
 def _gains(judged: Sequence[Judged], arm: str) -> Row:
-    """How many times closer than naive reuse, on the same prompts."""
-    if arm in (_FULL, _NAIVE):
+    """How many times closer than naive reuse, on the same prompts, where it was judged on any."""
+    if arm in (_FULL, _NAIVE) or not _pairs(judged, _NAIVE, arm, "kl"):
         return {}
     row: Row = {}
     for key, title in (("kl", "closer than naive"), ("kl32", "closer, 32")):
@@ -266,11 +266,13 @@ def _notes(judged: Sequence[Judged], ours: str) -> tuple[str, ...]:
                 f" {where} (95 % bootstrap interval over {len(pairs)} prompts {low:.2f}-{high:.2f})."
             )
     for arm in _others(judged, ours):
-        mean, low, high = geometric(_pairs(judged, arm, ours, "kl"))
-        count = len(_pairs(judged, arm, ours, "kl"))
+        pairs = _pairs(judged, arm, ours, "kl")
+        if not pairs:
+            continue
+        mean, low, high = geometric(pairs)
         said.append(
             f"KL at the answer position with {arm.rpartition('@')[0]} is {mean:.2f} times the default's"
-            f" (95 % bootstrap interval over {count} prompts {low:.2f}-{high:.2f})."
+            f" (95 % bootstrap interval over {len(pairs)} prompts {low:.2f}-{high:.2f})."
         )
     said.append(
         "`rows computed` counts rows times layers, the probe pass and the question"
