@@ -88,8 +88,11 @@ def test_the_fingerprint_names_what_kv_depends_on(tiny_model: Tiny, model_cache:
     assert len(others | {ours}) == 7
 
 
-def test_answers_are_named_by_all_but_the_kernel(tiny_model: Tiny, model_cache: Path) -> None:
-    """Two machines of a cluster with different kernels go on with one journal."""
+def test_answers_are_named_by_all_but_kernel_and_device(
+    tiny_model: Tiny, model_cache: Path
+) -> None:
+    """Two machines of a cluster with different kernels go on with one journal, and so do two in bf16 of which
+    one has a GPU. Torch's "meta" stands for it: a device that is no CPU, on every machine."""
     folder = tiny_model("llama")
     loaded = load_model(folder, cache_dir=model_cache, dtype="float32").decoder
     config, layers = loaded.config, loaded.layers
@@ -112,6 +115,13 @@ def test_answers_are_named_by_all_but_the_kernel(tiny_model: Tiny, model_cache: 
     assert (
         len({one.answers_digest(None) for one in (ours, *(named(**each) for each in others))}) == 6
     )
+    in_bf16 = Identity("weights", "tokenizer", "bfloat16", "none", "")
+    on_cpu, on_gpu = (
+        Decoder(config, layers, replace(ends, embedding=embedding), in_bf16)
+        for embedding in (ends.embedding.bfloat16(), ends.embedding.to("meta", torch.bfloat16))
+    )
+    assert on_cpu.answers_digest(None) == on_gpu.answers_digest(None)
+    assert on_cpu.fingerprint != on_gpu.fingerprint
 
 
 def test_where_generation_ends_is_no_part_of_the_fingerprint(

@@ -281,8 +281,12 @@ class Decoder:
 
         Rows of an aLoRA depend on where in their sequence it was invoked, too.
         """
-        said = self._computed_from(adapter) | {"kernel": self._identity.kernel}
-        is_plain = self.device.type == "cpu" and not self.kernel and self.dtype != torch.bfloat16
+        on_cpu, is_bf16 = self.device.type == "cpu", self.dtype == torch.bfloat16
+        said = self._answers_from(adapter) | {
+            "kernel": self._identity.kernel,
+            "numerics": NUMERICS_OF_BF16 if on_cpu and is_bf16 else NUMERICS,
+        }
+        is_plain = on_cpu and not self.kernel and not is_bf16
         if is_plain and any(self.config.sliding_window):
             said["windows"] = "by block"  # they began where a pass was cut before
         if invoked_at is not None:
@@ -291,18 +295,16 @@ class Decoder:
 
     def answers_digest(self, adapter: LoraAdapter | None) -> str:
         """Names what answers of this decoder (with `adapter`) depend on: weights, dtype, quantization and
-        tokenizer, and not the kernel.
+        tokenizer, and neither the kernel nor the device.
 
-        Kernels differ in the last bits only, and machines of one cluster may have different ones: they would
+        These differ in the last bits only, and machines of one cluster may have different ones: they would
         refuse to go on with each other's answers.
         """
-        return _digest(self._computed_from(adapter))
+        return _digest(self._answers_from(adapter))
 
-    def _computed_from(self, adapter: LoraAdapter | None) -> dict[str, object]:
+    def _answers_from(self, adapter: LoraAdapter | None) -> dict[str, object]:
         identity = self._identity
-        is_bf16 = self.dtype == torch.bfloat16 and self.device.type == "cpu"
         said = {
-            "numerics": NUMERICS_OF_BF16 if is_bf16 else NUMERICS,
             "architecture": self.config.architecture(),
             "weights": identity.weights,
             "tokenizer": identity.tokenizer,
