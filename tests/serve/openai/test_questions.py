@@ -208,8 +208,15 @@ def test_a_long_query_of_many_pairs_is_not_held_for_all_of_them() -> None:
             tokens = [one.prompt.num_tokens for one in service.requests]
             assert [one - tokens[0] for one in tokens] == [0, 1, 0, 0, 0, 0, 0]
             assert len({one.id for one in service.requests}) == 7
-            late = {**body, "text_2": ["a", "b", "c", "d", "x" * 2_000_000]}
-            assert server.http.post("/v1/score", json=late).status_code == 400
-            assert len(service.order) == 14, "refused before the first is made"
+            for size in (2_000_000, 30_000):
+                late = {**body, "text_2": ["a", "b", "c", "d", "x" * size]}
+                answer = server.http.post("/v1/score", json=late)
+                assert answer.json()["error"]["code"] == "context_length_exceeded"
+                assert len(service.order) == 14, "refused before the first is made"
+            assert "number 4, counted from 0, have 130" in answer.json()["error"]["message"]
+            items = {"query": [5] * 100_000, "items": ["a", "b", "c", "d", "x" * 30_000]}
+            answer = server.http.post("/v1/score", json={**items, "label_token_ids": [5, 6]})
+            assert "number 4, counted from 0, have 129984" in answer.json()["error"]["message"]
+            assert len(service.order) == 14
     finally:
         service.close()

@@ -10,8 +10,10 @@ import pytest
 
 import kdn
 from kdn.config import load_config
+from kdn.rank import YES_NO, Asking, Layout, glued, make_choices
 from kdn.serve import served
 from tests.serve.running import Running, running
+from tests.serve.scripted import Characters, ScriptedService
 
 QUERY = "Where is the cat?"
 TEXTS = ["The mat has a cat.", "It rains.", "Stones are hard.", "It rains."]
@@ -147,3 +149,26 @@ def test_documents_have_titles_or_come_from_langchain(server: Running) -> None:
 def test_a_long_document_is_cut_when_asked(server: Running) -> None:
     found = post(server, "/rerank", texts=["word " * 999, "a"], truncate=True)
     assert len(found) == 2
+
+
+def test_a_document_too_long_with_its_query_is_refused_before_any_is_asked_about() -> None:
+    """512 documents are asked about together: the last one, of 3,000 tokens, waits for those."""
+    encode = Characters().encode
+
+    def asking(query: str, **_: object) -> Asking:
+        choices = make_choices(YES_NO, lambda word: encode(word[:1]))
+        return Asking(
+            lambda text: glued(encode(text), encode(query)), choices, Layout.DOCUMENT_FIRST
+        )
+
+    service = ScriptedService(max_context=4096, asking=asking)
+    try:
+        with running(service) as server:
+            texts = [*map(str, range(512)), "x" * 3000]
+            answer = server.http.post("/rerank", json={"query": "q" * 2000, "texts": texts})
+            error = answer.json()["error"]
+            assert error["code"] == "context_length_exceeded"
+            assert "number 512, counted from 0, have 4968 tokens or more" in error["message"]
+            assert service.requests == []
+    finally:
+        service.close()

@@ -33,13 +33,14 @@ from kdn.rank import (
     wanted,
 )
 from kdn.serve.errors import Refused
-from kdn.serve.limits import MAX_QUESTIONS, MAX_SCORES, bounded_router, check_length
+from kdn.serve.limits import MAX_QUESTIONS, MAX_SCORES, bounded_router
 from kdn.serve.openai.context import (
     HttpJob,
     RequestContext,
     check_ids,
     refuse_unsupported,
 )
+from kdn.serve.openai.lengths import Lengths
 from kdn.serve.openai.requests import ClassifyBody, DecisionBody, JobBody, ScoreBody
 from kdn.serve.openai.responses import JobAnswer, json_response, usage_report
 from kdn.serve.openai.streams import GatheredAnswer
@@ -190,10 +191,13 @@ def _label_prompts(model: ServedModel, body: ScoreBody) -> Iterator[Prompt]:
     start = vocabulary.bos_ids
     every = [items] if isinstance(items, str) else items
     for given in (query, *every):
-        if isinstance(given, str):
-            check_length([given], vocabulary, model.max_context, "items", chars=1)
-        else:
+        if not isinstance(given, str):
             check_ids(given, vocabulary.vocab_size, "items")
+    lengths = Lengths(model, "items")
+    for index, item in enumerate(every):
+        texts = [given for given in (query, item) if isinstance(given, str)]
+        num_ids = sum(len(given) for given in (query, item) if not isinstance(given, str))
+        lengths.check(index, texts, num_ids)
     if not (query or all(every)):
         raise Refused("query and item are both empty", param="items")
 
@@ -285,18 +289,15 @@ async def _ask(
 def _prompts(
     model: ServedModel, questions: Sequence[Callable[[], Conversation]], salt: str
 ) -> Iterator[Prompt]:
-    """One of each question, as they are wanted. A text that is too long by itself is refused before the
-    first; a question that is so as a whole, when its turn comes.
+    """One of each question, as they are wanted. One whose texts are too long is refused before the first.
 
     A text that many share, such as the query of a thousand pairs, is read once.
     """
-    checked: set[str] = set()
-    for question in questions:
+    lengths = Lengths(model, "messages")
+    for index, question in enumerate(questions):
         asked = question()
-        texts = {one.content for one in asked.messages} | {one.text for one in asked.documents}
-        for text in texts - checked:
-            check_length([text], model.vocabulary, model.max_context, "messages", chars=1)
-        checked |= texts
+        texts = [one.content for one in asked.messages] + [one.text for one in asked.documents]
+        lengths.check(index, texts)
     make = model.prompts.repeating()
     every = (question() for question in questions)
     return (make.segments(one.messages, one.documents, salt) for one in every)

@@ -31,6 +31,7 @@ from kdn.rank import (
 from kdn.serve.errors import Refused
 from kdn.serve.limits import MAX_RANKED, bounded_router, check_length, prefix_of
 from kdn.serve.openai.context import HttpJob, RequestContext, document_of, refuse_unsupported
+from kdn.serve.openai.lengths import Lengths
 from kdn.serve.openai.requests import RerankBody
 from kdn.serve.openai.responses import JobAnswer, json_response, usage_report
 from kdn.serve.service import ServedModel
@@ -99,6 +100,8 @@ async def _rerank(
     truncate = body.truncate or body.truncation
     shorten = _Shorten(job.served, truncate, body.max_tokens_per_doc)
     asking = await context.in_thread(_asking, job.served, body, truncate=truncate)
+    if not truncate and body.max_tokens_per_doc is None:
+        await context.in_thread(_check_lengths, job.served, body.query, texts)
     named = job.adapter or body.adapter
     job = replace(job, adapter=job.served.reranker(body.layout, body.template, named))
     odds, usages = await _odds(context, http, job, asking, worth_asking(texts), shorten)
@@ -132,6 +135,13 @@ def _asking(model: ServedModel, body: RerankBody, *, truncate: bool) -> Asking:
         instruction=body.instruction,
         truncate=truncate,
     )
+
+
+def _check_lengths(model: ServedModel, query: str, texts: Sequence[str]) -> None:
+    """Raises Refused where a document is too long with the query, before the first part is asked about."""
+    lengths = Lengths(model, "documents")
+    for index, text in enumerate(texts):
+        lengths.check(index, [query, text])
 
 
 def _texts(body: RerankBody) -> list[str]:
@@ -199,10 +209,7 @@ class _Shorten:
             ids = vocabulary.encode(prefix_of(text, vocabulary, self.max_tokens))
             if len(ids) > self.max_tokens:
                 return vocabulary.decode(ids[: self.max_tokens]).rstrip("\ufffd")
-        if self.truncate:
-            return prefix_of(text, vocabulary, most)
-        check_length([text], vocabulary, most, "documents")
-        return text
+        return prefix_of(text, vocabulary, most) if self.truncate else text
 
 
 def _requests(
