@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Literal
@@ -13,9 +13,10 @@ import pytest
 from pydantic import BaseModel, field_validator
 
 import kdn
+from kdn.api import Query, QueryOptions
 from kdn.config import load_config
-from kdn.core import Finish, FinishReason, Sampling, StreamEvent, Usage
-from kdn.errors import BadInput
+from kdn.core import Finish, FinishReason, Sampling, StreamEvent, Token, Usage
+from kdn.errors import BadInput, Cancelled
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
@@ -229,6 +230,76 @@ def test_a_reader_that_leaves_an_awaited_stream_ends_the_answer() -> None:
         return model
 
     assert asyncio.run(leave()).cancelled.wait(5)
+
+
+class Slow(Blocking):
+    """Says one word and no more until it is cancelled."""
+
+    def __init__(self) -> None:
+        super().__init__("")
+        self.begun = asyncio.Event()
+        self.answering = SimpleNamespace(answer=self.answer)
+
+    def __iter__(self) -> Iterator[StreamEvent]:
+        yield Token(1, "Here")
+        self.wait()
+        yield Finish(FinishReason.CANCELLED, Usage(1, 1))
+
+    def answer(self, question: str, options: QueryOptions, *, query: Query | None) -> None:
+        assert query is not None
+        query.runs(self.cancel)
+        self.wait()
+        raise Cancelled(question)
+
+    def wait(self) -> None:
+        self.loop.call_soon_threadsafe(self.begun.set)
+        self.cancelled.wait(5)
+
+
+async def is_stopped(verb: Callable[[Any], Coroutine[Any, Any, Any]]) -> bool:
+    """Does a cancelled task stop the answer that it awaits?"""
+    model = Slow()
+    task = asyncio.create_task(verb(model))
+    await asyncio.wait_for(model.begun.wait(), 5)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    return model.cancelled.is_set()
+
+
+def test_a_cancelled_task_stops_the_answer_of_llamaindexs_awaited_verbs() -> None:
+    pytest.importorskip("llama_index.core", reason="llama-index-core is not installed")
+    from llama_index.core.base.llms.types import ChatMessage
+    from llama_index.core.prompts import PromptTemplate
+
+    from kdn.integrations.llamaindex import KdnQueryEngine
+    from kdn.integrations.llamaindex_llm import KdnLlm
+
+    turns, prompt = [ChatMessage(role="user", content="Where?")], PromptTemplate("Where?")
+
+    async def streamed(model: Any) -> None:
+        async for _ in await KdnLlm.model_construct(kdn=model).astream_chat(turns):
+            pass
+
+    async def ask() -> None:
+        made = KdnLlm.model_construct
+        assert await is_stopped(lambda model: made(kdn=model).achat(turns))
+        assert await is_stopped(lambda model: made(kdn=model).acomplete("Where?"))
+        assert await is_stopped(lambda model: made(kdn=model).astructured_predict(Weather, prompt))
+        assert await is_stopped(streamed)
+        assert await is_stopped(lambda model: KdnQueryEngine(model).aquery("Where?"))
+
+    asyncio.run(ask())
+
+
+def test_a_cancelled_task_stops_the_answer_of_langchains_awaited_verbs() -> None:
+    pytest.importorskip("langchain_core", reason="langchain-core is not installed")
+    from kdn.integrations.langchain_chat import KdnChat
+
+    async def ask(model: Any) -> Any:
+        return await KdnChat.model_construct(kdn=model).ainvoke("Where?")
+
+    assert asyncio.run(is_stopped(ask))
 
 
 def test_an_error_of_an_awaited_stream_reaches_its_reader(llm: Any) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from kdn.api import Kdn
 from kdn.core import Finish, FinishReason, Usage
 from kdn.errors import BadInput, KdnError, MissingExtra
-from kdn.integrations.speaking import Schema, Speaker, parsed, schema_of
+from kdn.integrations.speaking import Schema, Speaker, on_a_thread, parsed, schema_of
 from kdn.model import Message
 
 try:
@@ -23,7 +23,7 @@ except ImportError as error:
     ) from error
 
 if TYPE_CHECKING:
-    from langchain_core.callbacks import CallbackManagerForLLMRun
+    from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
     from langchain_core.language_models import LanguageModelInput
 
 __all__ = ["KdnChat"]
@@ -99,6 +99,16 @@ class KdnChat(BaseChatModel):
             usage_metadata=_usage(said.finish.usage),
         )
         return ChatResult(generations=[ChatGeneration(message=message)])
+
+    async def _agenerate(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: AsyncCallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> ChatResult:
+        """As `_generate`, beside the event loop. A task that is cancelled stops its answer."""
+        return await on_a_thread(self._generate, messages, stop, **kwargs)
 
     def _stream(
         self,

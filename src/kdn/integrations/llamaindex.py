@@ -10,6 +10,7 @@ from typing import Any
 from kdn.api import Answer, Kdn, QueryOptions, QueryStream
 from kdn.core import Token
 from kdn.errors import BadInput, MissingExtra
+from kdn.integrations.speaking import asked, on_a_thread
 from kdn.rag import Part
 
 try:
@@ -115,12 +116,12 @@ class KdnQueryEngine(BaseQueryEngine):
             nodes, metadata = list[NodeWithScore](), dict[str, Any]()
             pieces = self._pieces(query_bundle.query_str, nodes, metadata)
             return StreamingResponse(pieces, nodes, metadata)
-        answer = self._kdn.answering.answer(query_bundle.query_str, self._options)
+        answer = self._kdn.answering.answer(query_bundle.query_str, self._options, query=asked())
         return Response(answer.text, _sources(answer), _configuration(answer))
 
     async def _aquery(self, query_bundle: QueryBundle) -> RESPONSE_TYPE:
-        """As `_query`, on a thread of the loop."""
-        return await asyncio.to_thread(self._query, query_bundle)
+        """As `_query`, on a thread of the loop. A task that is cancelled stops its answer."""
+        return await on_a_thread(self._query, query_bundle)
 
     def _get_prompt_modules(self) -> PromptMixinType:
         """None: the prompts are kdn's."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any, TypeVar
@@ -10,7 +9,7 @@ from typing import Any, TypeVar
 from kdn.api import Kdn
 from kdn.core import Finish
 from kdn.errors import BadInput, MissingExtra
-from kdn.integrations.speaking import Speaker, beside_the_loop, parsed, schema_of
+from kdn.integrations.speaking import Speaker, beside_the_loop, on_a_thread, parsed, schema_of
 from kdn.model import Message
 
 try:
@@ -124,15 +123,16 @@ class KdnLlm(CustomLLM):
     ) -> Model:
         """As `structured_predict`, beside the event loop."""
         predict = partial(self.structured_predict, output_cls, prompt, llm_kwargs, **prompt_args)
-        return await asyncio.to_thread(predict)
+        return await on_a_thread(predict)
 
-    # The base class answers on the event loop. Callbacks are those of the verbs that run on the thread.
+    # The base class answers on the event loop, and a cancelled task would not stop its answer. Callbacks are
+    # those of the verbs that run on the thread.
 
     async def acomplete(
         self, prompt: str, formatted: bool = False, **kwargs: Any
     ) -> CompletionResponse:
         """As `complete`, beside the event loop."""
-        return await asyncio.to_thread(self.complete, prompt, formatted, **kwargs)
+        return await on_a_thread(self.complete, prompt, formatted, **kwargs)
 
     async def astream_complete(
         self, prompt: str, formatted: bool = False, **kwargs: Any
@@ -142,7 +142,7 @@ class KdnLlm(CustomLLM):
 
     async def achat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
         """As `chat`, beside the event loop."""
-        return await asyncio.to_thread(self.chat, messages, **kwargs)
+        return await on_a_thread(self.chat, messages, **kwargs)
 
     async def astream_chat(
         self, messages: Sequence[ChatMessage], **kwargs: Any

@@ -4,24 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import json
-import threading
 from collections.abc import AsyncGenerator, Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
+from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from pydantic import BaseModel
 
-from kdn.api import Kdn
+from kdn.api import Kdn, Query
 from kdn.core import Constraint, Finish, FinishReason, Sampling, StreamEvent
 from kdn.errors import BadInput
 from kdn.model import Message
 
-__all__ = ["Said", "Speaker", "beside_the_loop", "parsed", "schema_of"]
+__all__ = ["Said", "Speaker", "asked", "beside_the_loop", "on_a_thread", "parsed", "schema_of"]
 
 T = TypeVar("T")
 
 Schema = Mapping[str, Any] | type[BaseModel]
+
+_ASKED: ContextVar[Query | None] = ContextVar("kdn_asked", default=None)
+"""Set on a thread, in its copy of the context: the frameworks' verbs have no argument for it."""
 
 
 @dataclass(frozen=True)
@@ -56,8 +59,13 @@ class Speaker:
             stop=tuple(stop),
             constraint=None if schema is None else Constraint.json_schema(schema),
         )
+        query = asked()
+        if query is not None:
+            query.check()
         stream = self.kdn.submit(self._request(turns, sampling))
         try:
+            if query is not None:
+                query.runs(stream.cancel)
             yield from stream
         finally:
             stream.cancel()
@@ -80,17 +88,40 @@ class Speaker:
         return self.kdn.prompts.request(turns, sampling=sampling, salt=self.salt)
 
 
+async def on_a_thread(verb: Callable[..., T], *arguments: Any, **options: Any) -> T:
+    """What a verb returns that runs on a thread.
+
+    When the task that awaits it is cancelled, what the verb asks of the engine is stopped.
+    """
+    query = Query()
+
+    def run() -> T:
+        _ASKED.set(query)
+        return verb(*arguments, **options)
+
+    try:
+        return await asyncio.to_thread(run)
+    finally:
+        query.cancel()
+
+
+def asked() -> Query | None:
+    """Withdraws what this thread asks of the engine; None where nobody can."""
+    return _ASKED.get()
+
+
 async def beside_the_loop(begin: Callable[[], Generator[T, None, None]]) -> AsyncGenerator[T, None]:
     """What a generator gives that is begun and runs on a thread.
 
-    It is closed at its next piece once the reader leaves.
+    Once the reader leaves, what it asks of the engine is stopped, and it is closed at its next piece.
     """
-    loop, found, has_left = asyncio.get_running_loop(), asyncio.Queue[T | None](), threading.Event()
+    loop, found, query = asyncio.get_running_loop(), asyncio.Queue[T | None](), Query()
 
     def read() -> None:
+        _ASKED.set(query)
         with closing(begin()) as pieces:
             for piece in pieces:
-                if has_left.is_set():
+                if query.is_cancelled:
                     return
                 loop.call_soon_threadsafe(found.put_nowait, piece)
 
@@ -101,7 +132,7 @@ async def beside_the_loop(begin: Callable[[], Generator[T, None, None]]) -> Asyn
             yield piece
         await reading
     finally:
-        has_left.set()
+        query.cancel()
         reading.cancel()
 
 
