@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -118,8 +119,14 @@ def test_what_a_folder_passes_over_stays_while_its_file_is_there(
     plan = docs / ".plan.md"
     plan.write_text(TREES)
     library.ingest([plan])
+    report = library.ingest([docs])
+    assert ([Path(source).name for source in report.added], report.removed) == (
+        ["boats.md", "cats.txt"],
+        (),
+    )
     report = library.ingest([docs], exclude="cats.txt")
-    assert ([Path(source).name for source in report.added], report.removed) == (["boats.md"], ())
+    assert [Path(source).name for source in report.removed] == ["cats.txt"], "it was asked for"
+    library.ingest([docs])
     (docs / ".gitignore").write_text("boats.md\n")
     assert library.ingest([docs]).removed == ()
     assert library.num_sources == 3
@@ -399,7 +406,11 @@ def test_context_gives_as_many_parts_as_are_asked_for(library: Library) -> None:
         for wanted in (1, 40, 80, 185):
             found = library.context("oak", max_tokens=10**6, max_parts=wanted, mode=mode)
             assert len(found) == wanted
-    assert len(library.context("oak", max_tokens=10**6, max_parts=1000)) == 185
+    assert len(library.context("oak", max_tokens=10**6, max_parts=sys.maxsize)) == 185
+    one, *_ = library.context("oak", max_tokens=10**6, max_parts=1)
+    every = library.context("oak", max_tokens=10**6, max_parts=185)
+    assert (every[0].key, every[0].score) == (one.key, one.score)
+    assert all(a.score >= b.score for a, b in pairwise(every))
     with pytest.raises(BadInput, match="max_parts must be at least 1, not 0"):
         library.context("oak", max_tokens=1000, max_parts=0)
 

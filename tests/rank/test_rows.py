@@ -193,6 +193,9 @@ def test_a_table_that_cannot_be_written_is_kept_elsewhere(tmp_path: Path) -> Non
         write_rows(taken / "out.csv", [{"a": "1"}])
     kept = Path(str(caught.value).rpartition(" kept as ")[2])
     assert read_rows(kept) == [{"a": "1"}]
+    assert kept.stat().st_mode & 0o077 == 0, (
+        "others read the folder, and not what was to be elsewhere"
+    )
     kept.unlink()
 
 
@@ -210,8 +213,32 @@ def test_what_is_no_text_keeps_its_kind(tmp_path: Path) -> None:
     write_rows(tmp_path / "o.csv", read_rows(path))
     assert (tmp_path / "o.csv").read_text().splitlines()[1] == '7,a,True,,"[1, 2.5]",{}'
     pytest.importorskip("pyarrow")
-    write_rows(tmp_path / "odd.parquet", read_rows(path))  # Parquet has no object without a key
-    assert read_rows(tmp_path / "odd.parquet") == read_rows(tmp_path / "o.csv")
+    write_rows(tmp_path / "odd.parquet", read_rows(path))
+    floats = {"at": "[1.0, 2.5]"}  # a list of Parquet has one kind of numbers
+    assert read_rows(tmp_path / "odd.parquet") == [read_rows(tmp_path / "o.csv")[0] | floats]
+
+
+def test_objects_are_texts_in_parquet(tmp_path: Path) -> None:
+    """As columns each would have the keys of all, and a thousand keys would be a thousand columns."""
+    parquet = pytest.importorskip("pyarrow.parquet")
+    lines = '{"m": {"a": 1}, "n": [{"b": 1}]}\n{"m": {"b": "x"}, "n": null}\n'
+    write_rows(tmp_path / "o.parquet", read_rows(file(tmp_path, "a.jsonl", lines)))
+    assert parquet.read_table(tmp_path / "o.parquet").to_pylist() == [
+        {"m": '{"a": 1}', "n": '[{"b": 1}]'},
+        {"m": '{"b": "x"}', "n": None},
+    ]
+
+
+def test_a_value_that_would_be_another_is_text(tmp_path: Path) -> None:
+    """pyarrow makes a moment of pandas one of microseconds, and a large number beside 0.5 another one."""
+    pa, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    at_ns = 1_700_000_000_123_456_789
+    table = pa.table({"at": pa.array([at_ns], pa.timestamp("ns")), "whole": [2**53 + 1]})
+    parquet.write_table(table, tmp_path / "a.parquet")
+    rows = read_rows(tmp_path / "a.parquet")
+    write_rows(tmp_path / "o.parquet", [*rows, {"whole": 0.5}])
+    found = read_rows(tmp_path / "o.parquet")
+    assert (found[0]["at"], found[0]["whole"]) == (rows[0]["at"], str(2**53 + 1))
 
 
 def test_columns_of_parquet_keep_their_kinds(tmp_path: Path) -> None:

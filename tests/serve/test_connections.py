@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import select
 import socket
 import threading
 import time
@@ -10,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import h11
@@ -18,7 +20,7 @@ import uvicorn
 from starlette.types import Receive, Scope, Send
 
 from kdn.serve import Limits, ServeSettings
-from kdn.serve.connections import BoundedProtocol, _Connection, fitting_connections
+from kdn.serve.connections import BoundedProtocol, _Connection, _taken_bytes, fitting_connections
 from kdn.store import open_store
 from tests.serve.running import running, wait_for
 from tests.serve.scripted import ScriptedService
@@ -139,6 +141,26 @@ def test_a_client_that_takes_nothing_of_its_answer_is_given_up() -> None:
         with suppress(ConnectionError):
             while client.recv(1 << 20):
                 pass
+
+
+@pytest.mark.skipif(
+    not hasattr(socket, "TCP_INFO"), reason="the system does not tell what was taken"
+)
+def test_what_a_slow_client_takes_is_seen_while_nothing_more_can_be_sent() -> None:
+    """The system's buffer of 4 MB says that there is room once a third of it is free."""
+    with socket.create_server(("127.0.0.1", 0)) as listening, ExitStack() as stack:
+        client = stack.enter_context(connect(listening.getsockname()[1]))
+        sender = stack.enter_context(listening.accept()[0])
+        transport = cast("Any", SimpleNamespace(get_extra_info=lambda _: sender))
+        sender.setblocking(False)
+        with suppress(BlockingIOError):
+            while True:
+                sender.send(bytes(1 << 16))
+        taken_bytes = _taken_bytes(transport)
+        for _ in range(24):
+            client.recv(1 << 14, socket.MSG_WAITALL)
+        wait_for(lambda: _taken_bytes(transport) > taken_bytes)
+        assert select.select([], [sender], [], 0) == ([], [], [])
 
 
 def test_a_client_that_takes_its_answer_gets_all_of_it() -> None:

@@ -14,8 +14,7 @@ from kdn.cli.commands import Commands
 from kdn.cli.grouped import grouped
 from kdn.cli.options import JsonOption, ModelChoice
 from kdn.cli.show import emit, progress_bar, say, tell
-from kdn.errors import StoreError
-from kdn.machine.files import expanded
+from kdn.machine.files import expanded, is_there
 from kdn.machine.text import counted, read_text
 
 if TYPE_CHECKING:
@@ -141,10 +140,10 @@ def keep_early(out: Path, early: BatchResult) -> None:
     from kdn.rank import write_rows
 
     names = (f"{out.stem}.partial{number or ''}{out.suffix}" for number in count())
-    path = next(path for name in names if not (path := out.with_name(name)).exists())
+    path = next(path for name in names if not is_there(path := out.with_name(name)))
     try:
         write_rows(path, early.rows, early.columns)
-    except StoreError as error:
+    except Exception as error:  # noqa: BLE001  why the run ended is what is raised
         say(f"kdn: {error}")
     else:
         say(f"{path}: {counted(len(early.rows), 'row')} done before the end")

@@ -237,13 +237,13 @@ def publish_made(
     path: Path, data: bytes, mode: int = _PRIVATE_FILE, spare: Path | None = None
 ) -> None:
     """As `publish_file`, for what took long to make: where it cannot be written it is kept in the folder
-    `spare` (the system's for temporary files unless named), and the error says under which name."""
+    `spare` (the system's for temporary files unless named), private, and the error says under which name."""
     try:
         publish_file(path, data, mode)
     except StoreError as error:
         kept = (spare or Path(tempfile.gettempdir())) / f"kdn-{secrets.token_hex(4)}-{path.name}"
         try:
-            publish_file(kept, data, mode)
+            publish_file(kept, data)
         except StoreError:
             raise error from None
         raise type(error)(f"{error}; what was made is kept as {kept}") from error

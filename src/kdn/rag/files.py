@@ -43,6 +43,17 @@ class Found:
     """The folders that were asked for and could be listed."""
     named: set[Path] = field(default_factory=set)
     """Files that were asked for by name, not met in a folder."""
+    excluded: Ignored = field(default_factory=lambda: Ignored(()))
+    """What was asked to be passed over inside each folder."""
+
+    def excludes(self, source: str) -> bool:
+        """Does what was asked to be passed over name that file, or a folder that it lies in?"""
+        return any(
+            _is_ignored(place, ((folder, self.excluded),), is_folder=place != Path(source))
+            for folder in self.folders
+            for place in (Path(source), *Path(source).parents)
+            if folder in place.parents
+        )
 
 
 def source_of(path: Path) -> str:
@@ -59,8 +70,8 @@ def find_files(
     (patterns of the same form) names.  Links that lead out of it, or to a folder that is passed over,
     are refused.  A file that is named itself is always taken.  Never raises for a bad path.
     """
-    found, seen = Found(), set[Path]()
     excluded = Ignored(texts_of(exclude, "exclude"))
+    found, seen = Found(excluded=excluded), set[Path]()
     for path in paths_of(paths, "paths"):
         try:
             resolved = path.resolve(strict=True)

@@ -260,7 +260,7 @@ class Ingestion:
         self._tables.drop(passages, parts)
 
     def _gone(self, found: Found) -> list[str]:
-        """Documents under a given folder whose file is no longer there."""
+        """Documents under a given folder whose file is no longer there, or was asked to be left out."""
         met = {source_of(path) for path in found.files}
         roots = tuple(folder.as_posix().rstrip("/") + "/" for folder in found.folders)
         hidden = tuple(Path(refusal.path).as_posix() for refusal in found.refused)
@@ -270,7 +270,7 @@ class Ingestion:
             if source.startswith(roots)
             and source not in met
             and not any(source == path or source.startswith(path + "/") for path in hidden)
-            and _left(source)
+            and (_left(source) or found.excludes(source))
         ]
 
     def _remove(self, sources: list[str]) -> None:

@@ -20,7 +20,7 @@ from kdn.rag.files import MAX_FILE_BYTES
 from kdn.rag.identity import identify
 from kdn.rag.ingest import Ingestion, IngestReport, Progress, remove
 from kdn.rag.lock import writing
-from kdn.rag.ranking import fuse, parts_in_order
+from kdn.rag.ranking import deepened, fuse, parts_in_order
 from kdn.rag.reading import FileReader, ParsedLately
 from kdn.rag.results import Hit, LibraryStat, Part, SourceInfo, fitting, with_hits
 from kdn.rag.support import Support, coverage, support_of
@@ -236,8 +236,8 @@ class Library:
     ) -> list[Part]:
         """The parts that answer `query` best and fit in `max_tokens` together, best first.
 
-        At most `max_parts`, and so many wherever so many are found and fit; without it those of the
-        50 best passages.  Empty only when nothing was found. Raises PromptTooLong when even the
+        At most `max_parts`, of as many parts as are found; without it of those of the 50 best
+        passages.  Empty only when nothing was found. Raises PromptTooLong when even the
         smallest part found does not fit, BadInput for a `max_parts` below 1, and what `search` raises.
         """
         if max_parts is not None and max_parts < 1:
@@ -357,16 +357,20 @@ class Library:
     def _in_parts(
         self, catalogue: SourceCatalogue, query: str, wanted: int, mode: SearchMode
     ) -> tuple[list[Hit], dict[str, float]]:
-        """The best passages, and `wanted` parts with their scores, or all when fewer are found."""
-        depth = max(_DEPTH, wanted)
+        """The best passages, and `wanted` parts with their scores, those of the 50 best passages first (a
+        deeper search scores otherwise), or all when fewer are found."""
+        hits: dict[str, Hit] = {}
+        scores: dict[str, float] = {}
+        depth, most = _DEPTH, self._tables.counts()[0]
         while True:
-            hits = [
-                h for h in self.search(query, depth, mode) if h.passage.key in catalogue.part_of
-            ]
-            scores = parts_in_order(((h.passage.key, h.score) for h in hits), catalogue.part_of)
-            if len(scores) >= wanted or depth >= self._tables.counts()[0]:
-                return hits, scores
-            depth *= 4  # many of those passages lie in one part
+            found = self.search(query, depth, mode)
+            live = {hit.passage.key: hit for hit in found if hit.passage.key in catalogue.part_of}
+            ranked = parts_in_order(((k, h.score) for k, h in live.items()), catalogue.part_of)
+            scores = deepened(scores, ranked)
+            hits |= {key: hit for key, hit in live.items() if key not in hits}
+            if len(scores) >= wanted or depth >= most or len(found) < depth:
+                return list(hits.values()), scores
+            depth = min(4 * max(depth, wanted), most)  # many of those passages lie in one part
 
     def _nearest(self, catalogue: SourceCatalogue, query: str, depth: int) -> list[Scored]:
         return _live(catalogue, self._tables.nearest(self._embedder.embed([query])[0], depth))

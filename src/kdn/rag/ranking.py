@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import TypeVar
 
-__all__ = ["fuse", "parts_in_order"]
+__all__ = ["deepened", "fuse", "parts_in_order"]
 
 K = TypeVar("K", bound=Hashable)
 
@@ -49,3 +50,10 @@ def parts_in_order(
     for key, score in scores:
         best.setdefault(part_of[key], score)
     return best
+
+
+def deepened(scores: Mapping[str, float], deeper: Mapping[str, float]) -> dict[str, float]:
+    """The parts in order, and behind them those that only a deeper search found, none with a higher score."""
+    least = min(scores.values(), default=math.inf)
+    more = {key: min(score, least) for key, score in deeper.items() if key not in scores}
+    return {**scores, **more}

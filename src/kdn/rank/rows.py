@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -192,13 +193,28 @@ def _column(values: Sequence[object], texts: Sequence[object]) -> Any:
 
     try:
         found = pa.array(values)
+        is_same = all(map(_are_equal, found.to_pylist(), values))
     except (TypeError, ValueError, OverflowError):
-        found = pa.array(texts, pa.string())
+        is_same = False
+    if not is_same:
+        found = pa.array([None if text is None else str(text) for text in texts], pa.string())
     return found.cast(pa.string()) if pa.types.is_null(found.type) else found
 
 
 def _read(value: object) -> object:
-    return value.value if isinstance(value, _Cell) else value
+    """The value that was read. Objects stay their text: the keys of each would be columns of all rows."""
+    return value.value if isinstance(value, _Cell) and _is_flat(value.value) else _plain(value)
+
+
+def _is_flat(value: object) -> bool:
+    """Is it a single value, or a list of such?"""
+    inside = value if isinstance(value, list) else [value]
+    return not any(isinstance(one, dict | list) for one in inside)
+
+
+def _are_equal(one: object, other: object) -> bool:
+    is_nan = isinstance(one, float) and math.isnan(one)
+    return isinstance(other, float) and math.isnan(other) if is_nan else one == other
 
 
 def _plain(value: object) -> object:

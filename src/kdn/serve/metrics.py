@@ -10,7 +10,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
@@ -222,7 +222,7 @@ class RecentRequests:
         """It has ended, one way or the other."""
         record.ended_s = self._clock.now()
         if isinstance(finish, Finish):
-            record.finish = finish
+            record.finish = replace(finish, spell_prompt=tuple)  # they take kilobytes a token
         else:
             record.failure = str(finish)
         if self.on_end is not None:

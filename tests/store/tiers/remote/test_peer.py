@@ -17,6 +17,7 @@ from kdn.clock import ManualClock
 from kdn.core import BlockKey
 from kdn.errors import LostBlock, NoSpace, Unreachable
 from kdn.store import PeerRemote
+from kdn.store.tiers.remote.client import RemoteChanges
 from tests.answering import answering
 
 KEY = BlockKey("a" * 64)
@@ -81,6 +82,22 @@ def test_a_node_that_says_no_to_one_call_has_not_failed(status: int) -> None:
             remote.remove(KEY)
         wanted = LostBlock if status == 429 else Unreachable
         with pytest.raises(wanted, match=f"answered {status}: no"):
+            remote.read(KEY, 0, 5)
+
+
+@pytest.mark.parametrize("status", [429, 503])
+def test_a_node_that_is_busy_is_asked_again_for_the_same(status: int) -> None:
+    """As many bytes as may be are on their way to its callers: it has not failed."""
+    asked: list[str] = []
+
+    def say(request: str, connection: socket.socket) -> None:
+        asked.append(request.split()[1])
+        connection.sendall(b"HTTP/1.1 %d Busy\r\ncontent-length: 2\r\n\r\nno" % status)
+
+    with answering(say) as place, closing(PeerRemote(f"http://{place}", timeout_s=20)) as remote:
+        assert [remote.changes(), remote.changes()] == [RemoteChanges()] * 2
+        assert asked == ["/v1/store/blocks?since="] * 2
+        with pytest.raises(LostBlock, match=f"answered {status}: no"):
             remote.read(KEY, 0, 5)
 
 

@@ -43,6 +43,8 @@ __all__ = ["UNREADABLE", "PeerChanges", "PeerRemote"]
 UNREADABLE = http.HTTPStatus.CONFLICT
 """A node's answer for a block that is there and cannot be read now."""
 _TOO_MUCH = http.HTTPStatus.TOO_MANY_REQUESTS
+_BUSY = frozenset({_TOO_MUCH, http.HTTPStatus.SERVICE_UNAVAILABLE})
+"""Answers to reads that say: as many bytes are under way as may be."""
 _REFUSALS = frozenset({400, 403, 413, _TOO_MUCH, http.HTTPStatus.INSUFFICIENT_STORAGE})
 """Answers that say no to one block or one tenant: the node serves everything else as before."""
 _MAX_WORDS_BYTES = 1 << 16
@@ -159,6 +161,8 @@ class PeerRemote(Remote):
                 )
             finally:
                 self._listing = None
+            if status in _BUSY:  # the cursor stays: the next look asks for the same
+                return RemoteChanges()
             self._expect(status, body, http.HTTPStatus.OK)
             try:
                 told = msgspec.msgpack.decode(body, type=PeerChanges)
@@ -286,7 +290,7 @@ class PeerRemote(Remote):
         return given
 
     def _expect_part(self, status: int, body: bytes) -> None:
-        if status in {UNREADABLE, _TOO_MUCH}:
+        if status == UNREADABLE or status in _BUSY:
             raise LostBlock(self._answered(status, body))
         self._expect(status, body, http.HTTPStatus.PARTIAL_CONTENT)
 
