@@ -143,9 +143,6 @@ def test_a_client_that_takes_nothing_of_its_answer_is_given_up() -> None:
                 pass
 
 
-@pytest.mark.skipif(
-    not hasattr(socket, "TCP_INFO"), reason="the system does not tell what was taken"
-)
 def test_what_a_slow_client_takes_is_seen_while_nothing_more_can_be_sent() -> None:
     """The system's buffer of 4 MB says that there is room once a third of it is free."""
     with socket.create_server(("127.0.0.1", 0)) as listening, ExitStack() as stack:
@@ -157,6 +154,8 @@ def test_what_a_slow_client_takes_is_seen_while_nothing_more_can_be_sent() -> No
             while True:
                 sender.send(bytes(1 << 16))
         taken_bytes = _taken_bytes(transport)
+        if not taken_bytes:
+            pytest.skip("the system does not tell what was taken: Linux does")
         for _ in range(24):
             client.recv(1 << 14, socket.MSG_WAITALL)
         wait_for(lambda: _taken_bytes(transport) > taken_bytes)
