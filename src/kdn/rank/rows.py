@@ -179,11 +179,7 @@ def _as_parquet(columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> by
     texts = {name: [_plain(row.get(name)) for row in rows] for name in columns}
     kinds = {name: _column([_read(row.get(name)) for row in rows], texts[name]) for name in columns}
     sink = io.BytesIO()
-    try:
-        parquet.write_table(pa.table(kinds), sink)
-    except (ValueError, NotImplementedError):  # Parquet lacks a kind: objects without a key, say
-        sink = io.BytesIO()
-        parquet.write_table(pa.table({n: _column(of, of) for n, of in texts.items()}), sink)
+    parquet.write_table(pa.table(kinds), sink)
     return sink.getvalue()
 
 
