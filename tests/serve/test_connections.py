@@ -254,3 +254,16 @@ def test_a_body_in_pieces_has_the_bytes_that_h11_gives_it() -> None:
             one.start_next_cycle()
     with pytest.raises(h11.LocalProtocolError):
         ours.send(told[0])  # before its answer has begun
+
+
+def test_a_connection_that_rests_as_long_as_clients_keep_theirs_is_not_closed() -> None:
+    """Httpx, which OpenAI's client uses, sends on one that has rested for up to five seconds: a server that
+    closes it after five as well loses a request now and then."""
+    with closing(ScriptedService()) as service, running(service) as served:
+        host, port = served.url.removeprefix("http://").split(":")
+        with socket.create_connection((host, int(port)), timeout=60) as client:
+            look = b"GET /health HTTP/1.1\r\nhost: localhost\r\n\r\n"
+            for _ in range(2):
+                client.sendall(look)
+                assert client.recv(1 << 16).startswith(b"HTTP/1.1 200")
+                assert select.select([client], [], [], 5.5)[0] == [], "nothing is said, nor closed"

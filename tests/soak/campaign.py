@@ -79,12 +79,16 @@ class Outcome:
         return self.struck.total()
 
     @property
-    def unexplained_cuts(self) -> int:
-        """Connections that were cut while no server was killed."""
-        return sum(
-            not any(begin - 1 <= cut <= end + 2 for begin, end in self.down_s)
-            for cut in self.traffic.get("cuts_s", [])
-        )
+    def unexplained_cuts(self) -> list[str]:
+        """Connections that were cut while no server was killed: how, and how long after it began to serve."""
+        found = []
+        for cut_s, why in zip(self.traffic["cuts_s"], self.traffic["cut_whys"], strict=True):
+            if not any(begin - 1 <= cut_s <= end + 2 for begin, end in self.down_s):
+                since_s = cut_s - max(
+                    (end for _, end in self.down_s if end <= cut_s), default=cut_s
+                )
+                found.append(f"{why}, {since_s:.1f} s after a start")
+        return found
 
 
 class Campaign:

@@ -322,7 +322,7 @@ class Traffic:
     def _was_cut(self, kind: str, why: object) -> None:
         self.seen.cut[kind] += 1
         self.seen.cuts_s.append(time.monotonic())
-        self.seen.cut_whys.append(f"{type(why).__name__}: {why}"[:80])
+        self.seen.cut_whys.append(f"{kind}: {type(why).__name__}: {why}"[:90])
 
 
 async def _main(order: Order) -> dict[str, Any]:

@@ -79,6 +79,9 @@ MAX_HEADER_BYTES = 1 << 16
 """Request line and headers together."""
 HEAD_S = 10.0
 """By when the head of a request must be here, from its connection or its first byte on."""
+KEEP_ALIVE_S = 75
+"""How long a connection may rest between requests: longer than clients and balancers keep theirs (OpenAI's
+client 5 s, most balancers 60 s), since a request that is sent while the server closes is lost."""
 BODY_GAP_S = 30.0
 """How long a body may stand still, and how long a client may take nothing of its answer."""
 MAX_JSON_VALUES = 1 << 21

@@ -26,7 +26,7 @@ from kdn.serve.auth import read_keys
 from kdn.serve.connections import BoundedProtocol, Server, fitting_connections
 from kdn.serve.console.data import ConsoleData
 from kdn.serve.console.routes import mount_console
-from kdn.serve.limits import MAX_HEADER_BYTES
+from kdn.serve.limits import KEEP_ALIVE_S, MAX_HEADER_BYTES
 from kdn.serve.metrics import RecentRequests, RequestRecord
 from kdn.serve.service import ServedEmbedder, ServedModel, StoreNumbers
 from kdn.serve.settings import ServeSettings
@@ -101,6 +101,7 @@ def make_server(app: FastAPI, settings: ServeSettings, log_level: str = "info") 
         app,
         log_level=log_level,
         log_config=_all_to_stderr(),
+        timeout_keep_alive=KEEP_ALIVE_S,
         timeout_graceful_shutdown=_LAST_WORDS_S,
         server_header=False,
         http=cast("Any", protocol),
