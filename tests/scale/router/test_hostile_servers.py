@@ -119,6 +119,81 @@ def test_a_name_has_a_digest_where_all_its_servers_tell_the_same() -> None:
     }
 
 
+def test_a_server_that_is_down_still_counts_for_the_digest_of_a_name() -> None:
+    """It may come back and answer. Its own word ends it: it tells the same, or lists the name no more."""
+    cards: dict[str, object] = {"id": "m", "weights": "y"}
+    status = b"200 OK"
+
+    def other(_: str, connection: socket.socket) -> None:
+        body = json.dumps({"data": [cards]}).encode()
+        connection.sendall(
+            b"HTTP/1.1 %s\r\ncontent-length: %d\r\n\r\n" % (status, len(body)) + body
+        )
+
+    def one(_: str, connection: socket.socket) -> None:
+        connection.sendall(
+            HEAD + b"content-length: 38\r\n\r\n" + b'{"data": [{"id":"m", "weights": "x"}]}'
+        )
+
+    with (
+        answering(one) as here,
+        answering(other) as there,
+        routed(f"http://{here}", f"http://{there}") as client,
+    ):
+
+        def digest() -> object:
+            listed = client.get("/v1/models").json()["data"]
+            return next(card.get("weights") for card in listed if card["id"] == "m")
+
+        def is_up() -> bool:
+            return bool(client.get("/v1/router").json()["servers"][1]["up"])
+
+        assert digest() is None
+        status = b"503 Service Unavailable"
+        assert until(lambda: not is_up())
+        assert digest() is None
+        status, cards = b"200 OK", {"id": "m", "weights": "x"}
+        assert until(is_up)
+        assert digest() == "x"
+        cards["weights"] = "y"
+        assert digest() is None
+        cards = {"id": "n", "weights": "y"}
+        assert digest() == "x"
+
+
+@pytest.mark.parametrize(
+    ("path", "status", "chunks"),
+    [
+        ("/v1/completions", b"400 Bad Request", 64),
+        ("/v1/completions", b"429 Too Many Requests", 64),
+        ("/v1/completions", b"503 Service Unavailable", 64),
+        ("/tokenize", b"200 OK", 0),
+    ],
+)
+def test_what_computes_no_prompt_teaches_nothing_of_how_long_one_takes(
+    path: str, status: bytes, chunks: int
+) -> None:
+    """Of 32 KiB the model says 1.6 s. An answer at the end, which comes sooner, is learned from."""
+
+    def say(line: str, connection: socket.socket) -> None:
+        said = status if path in line else b"200 OK"
+        connection.sendall(b"HTTP/1.1 %s\r\ncontent-length: 2\r\n\r\n{}" % said)
+
+    with answering(say) as place, routed(f"http://{place}") as client:
+
+        def told() -> dict[str, float]:
+            found: dict[str, float] = client.get("/v1/router").json()["servers"][0]
+            return found
+
+        body = {"model": "m", "prompt": "The tide is out." * 2048}
+        assert client.post(path, json=body).status_code == int(status[:3])
+        assert told()["slowdown"] == pytest.approx(1, abs=0.05)
+        assert (told()["stored_chunks"], told()["wait_s"]) == (chunks, 0)
+        other = body | {"cache_salt": "other"}
+        assert client.post("/v1/embeddings", json=other).status_code == 200
+        assert told()["slowdown"] < 0.9
+
+
 def test_a_server_that_fails_is_asked_in_its_own_turn_only() -> None:
     asked = []
 

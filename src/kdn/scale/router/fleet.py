@@ -7,8 +7,9 @@ nothing but its health.  Time comes in as an argument, so a simulation uses the 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from kdn.core import PrefillTime
 from kdn.errors import BadInput
@@ -130,6 +131,8 @@ class FleetServer:
     """Measured prefill time over the model's."""
     models: frozenset[str] | None = None
     """The names of models that it last said it serves; None: it has not said."""
+    weights: Mapping[str, Any] = field(default_factory=dict)
+    """The digest that it last told of each model, None without one; remembered while it is down."""
     _running: set[int] = field(default_factory=set)
     _waiting: dict[int, _Waiting] = field(default_factory=dict)
     _free_s: float = 0.0

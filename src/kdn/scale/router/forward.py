@@ -43,6 +43,8 @@ _NOT_PASSED_ON = frozenset(
     ("host", "content-length", "connection", "transfer-encoding", "accept-encoding", "keep-alive")
 )
 _PASSED_BACK = ("content-type", "retry-after", "x-request-id", "cache-control", "x-accel-buffering")
+_COMPUTES_NOTHING = ("/tokenize", "/detokenize")
+"""Routes whose text is no prompt to the server: it is neither computed nor stored."""
 _TAIL_BYTES = 1 << 16
 """Of a stream's end, to read its usage: the last event of `/v1/responses` repeats the whole answer."""
 _HELD_BYTES = 8 << 20
@@ -100,6 +102,8 @@ class Forwarder:
         model = body.get("model")
         model = model if isinstance(model, str) else None
         order = self.rule.order(prompt, self.fleet, self.clock.now())
+        if request.url.path in _COMPUTES_NOTHING:
+            prompt = prompt_of({})
         while (server := self._next(order, tried, model)) is not None:
             tried.append(server.name)
             sent = self._send(server, prompt)
@@ -225,7 +229,8 @@ class Forwarder:
         return passed | {"accept-encoding": "identity"}
 
     def _respond(self, sent: _Sent, begun: _Begun) -> Response:
-        sent.server.began(sent.number, self.clock.now())
+        if httpx.codes.is_success(begun.status):  # a refusal is sooner than any prefill
+            sent.server.began(sent.number, self.clock.now())
         if begun.rest is None:
             self._end(sent)
             self._learn(sent, [begun.came])

@@ -33,43 +33,53 @@ async def learn_models(forwarder: Forwarder, server: FleetServer, timeout_s: flo
         answer = await fetch(forwarder.client, f"{server.name}/v1/models", headers, timeout_s)
     except httpx.HTTPError:
         return  # its health is asked for elsewhere
-    names = frozenset(str(one["id"]) for one in _models(answer))
+    names = frozenset(str(one["id"]) for one in _told_by(server, answer))
     server.models = names or None
 
 
 async def list_models(forwarder: Forwarder, request: Request) -> Response:
     """The models of all servers that answer, each name once; a refusal where all refuse.
 
-    A name whose servers compute it otherwise than one another has no digest of `weights`.
+    A name that any server of the fleet computes otherwise than another has no digest of `weights`, by what
+    each told last: one that is down just now may be the next to answer.
 
     Raises Unreachable when no server answers.
     """
-    headers = forwarder.headers(request)
+    headers, servers = forwarder.headers(request), forwarder.fleet.up()
     asked = [
-        fetch(forwarder.client, f"{server.name}/v1/models", headers, _LIST_S)
-        for server in forwarder.fleet.up()
+        fetch(forwarder.client, f"{server.name}/v1/models", headers, _LIST_S) for server in servers
     ]
     answers = [
-        one
-        for one in await asyncio.gather(*asked, return_exceptions=True)
+        (server, one)
+        for server, one in zip(
+            servers, await asyncio.gather(*asked, return_exceptions=True), strict=True
+        )
         if isinstance(one, httpx.Response)
     ]
     if not answers:
         raise Unreachable(
             f"no server answers ({len(forwarder.fleet.servers)} are known); send again in a moment"
         )
-    listed = [answer for answer in answers if answer.is_success]
-    if not listed:
-        (first, *_) = answers
+    if not any(answer.is_success for _, answer in answers):
+        (_, first), *_ = answers
         return Response(first.content, first.status_code, media_type="application/json")
-    found = dict[str, dict[str, Any]]()
-    for one in (one for answer in listed for one in _models(answer)):
-        name, card = str(one["id"]), dict(one)
-        if found.get(name, card).get("weights") != card.get("weights"):
+    cards = [dict(one) for server, answer in answers for one in _told_by(server, answer)]
+    found = {str(card["id"]): card for card in cards}
+    for name, card in found.items():
+        known = forwarder.fleet.servers.values()
+        told = [server.weights[name] for server in known if name in server.weights]
+        if any(digest != told[0] for digest in told):
             card.pop("weights", None)  # any of these servers may answer
-        found[name] = card
     body = {"object": "list", "data": list(found.values())}
     return Response(msgspec.json.encode(body), media_type="application/json")
+
+
+def _told_by(server: FleetServer, answer: httpx.Response) -> list[Mapping[str, Any]]:
+    """The models that a server's answer lists, whose digests are noted; one that lists none changes none."""
+    models = _models(answer)
+    if models:
+        server.weights = {str(one["id"]): one.get("weights") for one in models}
+    return models
 
 
 def _models(answer: httpx.Response) -> list[Mapping[str, Any]]:
