@@ -143,6 +143,20 @@ def test_a_node_serves_what_the_home_holds(home: Path, tmp_path: Path) -> None:
     assert (open_to_all.code, "--tenant NAME=KEY" in open_to_all.err) == (2, True)
 
 
+def test_a_block_that_is_left_out_is_told_with_what_may_be_the_reason(
+    home: Path, tmp_path: Path
+) -> None:
+    """One of two is damaged. Why a block went is recorded nowhere, so that no reason is told for sure."""
+    damaged, _ = sorted((home / "store").rglob("*.kdn"))
+    damaged.write_bytes(damaged.read_bytes()[:-1] + b"?")
+    done = kdn(home, "store", "export", tmp_path / "blocks.tar")
+    assert done.out.startswith("exported 1 block, ")
+    assert (
+        "kdn: without 1 block: gone meanwhile (dropped, or evicted by another process), not whole, or"
+        " in a tier that does not answer" in done.err
+    )
+
+
 def test_put_and_lookup_from_text(tiny_model: Callable[..., Path], tmp_path: Path) -> None:
     model, home, text = tiny_model(), tmp_path / "home", tmp_path / "note.txt"
     text.write_text("The lamp is lit at dusk. " * 8)

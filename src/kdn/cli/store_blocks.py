@@ -28,7 +28,10 @@ def tell_done(done: Done, what: str, as_json: bool) -> None:
         return
     tell(f"{what} {counted(done.blocks, 'block')}, {size_text(done.size_bytes)}")
     if done.missing:
-        say(f"kdn: without {counted(done.missing, 'block')}, not there any more or not whole")
+        say(
+            f"kdn: without {counted(done.missing, 'block')}: gone meanwhile (dropped, or evicted by another"
+            " process), not whole, or in a tier that does not answer"
+        )
 
 
 def _count(blocks: int, what: str, as_json: bool) -> None:

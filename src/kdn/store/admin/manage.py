@@ -53,8 +53,8 @@ class Done:
     blocks: int = 0
     size_bytes: int = 0
     missing: int = 0
-    """Were not there any more, not whole, dropped meanwhile, or in a tier that does not answer; to be
-    compressed, also those in far tiers only."""
+    """Gone meanwhile (dropped, or evicted by another process), not whole, or in a tier that does not answer;
+    to be compressed, also those in far tiers only."""
 
 
 def select(store: Store, which: Which) -> list[BlockKey]:
@@ -154,8 +154,8 @@ def _carried(
     put before it.
 
     What is dropped meanwhile stays dropped, and is missing.  This process evicts no block that is on its way.
-    One that leaves its tier otherwise, by another process's eviction or its time to live, counts as dropped:
-    the two look alike.
+    One that leaves its tier otherwise, by another process's eviction or its time to live, is taken back and
+    missing, too: no catalogue says why a block went, and what was dropped may be secret.
     """
     pins = store.tenancy.pins
     done: list[int | None] = []
@@ -189,7 +189,7 @@ def _carried(
 
 
 def _left(store: Store, key: BlockKey, origin: ManagedTier, target: ManagedTier) -> bool:
-    """Has another process dropped the block since it was read from `origin`?
+    """Has the block gone since it was read from `origin`, dropped or evicted by another process?
 
     What a trusted tier gives up, which is this process's own, it gives up for room.
     """
