@@ -141,6 +141,7 @@ class Program:
         spec: str = "",
         more: dict[str, Any] | None = None,
         load_format: str = "auto",
+        ranks: float = 1,
         **transfer: Any,
     ) -> bool:
         """Make another connector of this engine with other settings, as vLLM would at its start.
@@ -151,6 +152,8 @@ class Program:
         config, cache = copy.copy(scheduler.vllm_config), scheduler.kv_cache_config
         config.kv_transfer_config = dataclasses.replace(config.kv_transfer_config, **transfer)
         config.load_config = dataclasses.replace(config.load_config, load_format=load_format)
+        config.parallel_config = copy.copy(config.parallel_config)
+        config.parallel_config.tensor_parallel_size = ranks
         if spec:
             (group,) = cache.kv_cache_groups
             fields = {

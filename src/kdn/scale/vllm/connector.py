@@ -81,34 +81,35 @@ class KdnConnector(KVConnectorBase_V1):  # type: ignore[misc]
         self._settings = settings
         self._spec = kv_cache_config.kv_cache_groups[0].kv_cache_spec
         self._identity = identify(vllm_config, self._spec)
-        self.store: Store = STORES.enter(settings)
-        self._entered = ExitStack()
-        self._entered.callback(STORES.leave, self.store)
         ranks = self._identity.tensor_ranks * self._identity.pipeline_ranks
 
         def fingerprints(adapter: str | None, generation: str) -> list[Fingerprint]:
             each = range(ranks)
             return [self._identity.fingerprint(adapter, rank, generation) for rank in each]
 
-        if role is KVConnectorRole.SCHEDULER:  # once, not for each worker too
-            failures = STORES.failures(self.store)
-            for sentence in startup_warnings(self.store, failures, fingerprints(None, "")):
-                logger.warning("kdn: %s", sentence)
         handed = None  # KV is handed over to one worker alone
         if ranks == 1:
             shape = handed_shape(self._spec, kv_cache_config)
             handed = handoff_fingerprint(self._identity.weights, RUN_LAYOUT, shape)
-        self.planner = TransferPlanner(
-            self.store,
-            self._spec.block_size,
-            fingerprints,
-            self.counts,
-            settings.least_tokens,
-            handed,
-        )
         self._requests = RequestReader(save=settings.save, takes_handed=handed is not None)
         self.transfers: Transfers | None = None
         self._failed_blocks: set[int] = set()
+        with ExitStack() as entered:  # vLLM shuts no connector down whose start failed
+            self.store: Store = STORES.enter(settings)
+            entered.callback(STORES.leave, self.store)
+            if role is KVConnectorRole.SCHEDULER:  # once, not for each worker too
+                failures = STORES.failures(self.store)
+                for sentence in startup_warnings(self.store, failures, fingerprints(None, "")):
+                    logger.warning("kdn: %s", sentence)
+            self.planner = TransferPlanner(
+                self.store,
+                self._spec.block_size,
+                fingerprints,
+                self.counts,
+                settings.least_tokens,
+                handed,
+            )
+            self._entered = entered.pop_all()
         logger.info("kdn: KV is stored in %s", settings.tiers())
 
     @property
