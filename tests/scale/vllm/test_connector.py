@@ -336,7 +336,7 @@ def test_random_weights_are_refused(engine: Vllm) -> None:
 def test_a_connector_that_fails_to_start_leaves_its_store(engine: Vllm, tmp_path: Path) -> None:
     """One and a half ranks: found out once the store is open, whose users have a file each."""
     settings = {"folder": str(tmp_path / "store"), "memory_bytes": 1 << 26}
-    with pytest.raises(VllmFailed, match="^TypeError: .*float"):
+    with pytest.raises(VllmFailed, match=r"^TypeError: .*float"):
         engine.do("connect", ranks=1.5, kv_connector_extra_config=settings)
     assert list((tmp_path / "store" / "owners").iterdir()) == []
 
