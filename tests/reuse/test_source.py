@@ -78,7 +78,7 @@ class SlowReader:
     sizes: list[int] = field(default_factory=list)
     ranges: list[range] = field(default_factory=list)
     num_tokens: int = TOKENS
-    reads_ahead: bool = False
+    at_once: int = 1
     id: SimpleNamespace = field(default_factory=lambda: SimpleNamespace(num_tokens=TOKENS))
 
     def layers(self, start: int, stop: int) -> list[memoryview]:

@@ -170,13 +170,13 @@ def test_reads_side_by_side_take_their_time_once() -> None:
     clock = ManualClock()
     links = Links(clock)
     with ExitStack() as second:
-        with links.side_by_side("disk", 100):
+        with links.side_by_side("disk", lambda: 100):
             clock.advance(1)
-            second.enter_context(links.side_by_side("disk", 100))
+            second.enter_context(links.side_by_side("disk", lambda: 100))
             clock.advance(1)
         clock.advance(2)
     clock.advance(5)
-    with suppress(CorruptBlock), links.side_by_side("disk", 100):
+    with suppress(CorruptBlock), links.side_by_side("disk", lambda: 100):
         clock.advance(1)
         raise CorruptBlock("damaged")
     assert links.last_bytes_per_s("disk") == 50

@@ -13,6 +13,7 @@ from functools import partial
 from typing import Any, cast
 
 from kdn.clock import Clock
+from kdn.machine.memory import allocate
 
 __all__ = ["get_answer", "pieces", "read_reply"]
 
@@ -42,7 +43,7 @@ def get_answer(
 
 def read_reply(
     answer: http.client.HTTPResponse, max_bytes: int, deadline_s: float, clock: Clock
-) -> bytes:
+) -> memoryview:
     """The whole body; the connection can then be used again.
 
     Raises OSError, and HTTPException for a body of more than `max_bytes` or one that has not ended at
@@ -51,6 +52,8 @@ def read_reply(
     too_long = f"it answers with more than {max_bytes} bytes"
     if (answer.length or 0) > max_bytes:
         raise http.client.HTTPException(too_long)
+    if isinstance(answer, _TimedResponse) and answer.length is not None:
+        return answer.read_all()
     data = bytearray()
     while piece := answer.read1(_PIECE_BYTES):
         data += piece
@@ -61,7 +64,7 @@ def read_reply(
     if answer.length:  # `read1` takes a connection that breaks for the end
         raise http.client.IncompleteRead(bytes(data), answer.length)
     answer.read()  # nothing is left; this tells the connection so
-    return bytes(data)
+    return memoryview(data).toreadonly()
 
 
 class _TimedResponse(http.client.HTTPResponse):
@@ -71,6 +74,16 @@ class _TimedResponse(http.client.HTTPResponse):
         super().__init__(*args, **kwargs)
         raw = self.fp.detach()
         self.fp = io.BufferedReader(_TimedBytes(raw, deadline_s, clock))
+
+    def read_all(self) -> memoryview:
+        """A body whose length is known, in place: put together from pieces it is copied three times."""
+        size_bytes = self.length or 0
+        data = allocate(size_bytes, zeroed=False)
+        num_bytes = self.readinto(data) if size_bytes else 0
+        if num_bytes < size_bytes:  # a connection that breaks is taken for the end
+            raise http.client.IncompleteRead(bytes(data[:num_bytes]), size_bytes - num_bytes)
+        self.read()  # nothing is left; this tells the connection so
+        return data.toreadonly()
 
 
 class _TimedBytes(io.RawIOBase):

@@ -28,7 +28,7 @@ def post(url: str, body: bytes, headers: Mapping[str, str], timeout_s: float) ->
     deadline_s = clock.now() + timeout_s
     request = urllib.request.Request(url, body, dict(headers), method="POST")  # noqa: S310 - checked
     with urllib.request.urlopen(request, timeout=timeout_s) as answer:  # noqa: S310
-        return read_reply(answer, _MOST_BYTES, deadline_s, clock)
+        return bytes(read_reply(answer, _MOST_BYTES, deadline_s, clock))
 
 
 @dataclass(frozen=True)

@@ -111,17 +111,20 @@ class Handover:
 
 
 class _Connection(h11.Connection):
-    """As h11's own, which asks its table of states again for each piece of a body.
+    """As h11's own, which asks its table of states again for each piece of a body, and copies it.
 
     A piece changes no state, and of a body without a known length it has the same form each time.
     """
 
     _is_chunked = False
 
-    def send(self, event: h11.Event) -> bytes | None:  # type: ignore[override]
+    def send(self, event: h11.Event) -> bytes | memoryview | None:  # type: ignore[override]
         if self._is_chunked and type(event) is h11.Data and self.our_state is h11.SEND_BODY:
             data = event.data
             return b"%x\r\n%b\r\n" % (len(data), data) if data else b""
+        if type(event) is h11.Data:
+            (piece,) = self.send_with_data_passthrough(event) or [b""]
+            return piece
         sent = super().send(event)
         if type(event) is h11.Response:
             self._is_chunked = b"\r\ntransfer-encoding: chunked\r\n" in (sent or b"").lower()

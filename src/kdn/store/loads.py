@@ -39,15 +39,18 @@ class Links:
             self._note(tier, num_bytes, seconds)
 
     @contextmanager
-    def side_by_side(self, tier: str, num_bytes: int) -> Iterator[None]:
-        """A read of `num_bytes`, which may have others beside it: together they take their time once."""
+    def side_by_side(self, tier: str, moved_bytes: Callable[[], int]) -> Iterator[None]:
+        """A read, which may have others beside it: together they take their time once.
+
+        Once it is over `moved_bytes` tells how much it was.
+        """
         with self._lock:
             reads, since_s = self._at_once.get(tier, (0, 0.0))
             self._at_once[tier] = (reads + 1, since_s if reads else self.clock.now())
         came = 0
         try:
             yield
-            came = num_bytes
+            came = moved_bytes()
         finally:
             with self._lock:
                 (reads, since_s), now_s = self._at_once[tier], self.clock.now()
@@ -87,24 +90,27 @@ class TimedHandle(Handle):
         self._links = links
         self.buffer = handle.buffer
         self.header = handle.header
-        self.reads_ahead = handle.reads_ahead
 
     def read(self, start: int, stop: int) -> memoryview:
-        started_s, before = self._links.clock.now(), self._handle.moved_bytes
-        data = self._handle.read(start, stop)
-        after = self._handle.moved_bytes
-        # a read that reached ahead moved more than was asked for, and the next one nothing
-        moved = stop - start if before is None or after is None else after - before
-        if moved:
-            self._links.note(self._tier, moved, self._links.clock.now() - started_s)
-        return data
+        with self._links.side_by_side(self._tier, self._moved(stop - start)):
+            return self._handle.read(start, stop)
 
     def read_each(self, ranges: Sequence[tuple[int, int]], then: Take) -> None:
-        if not self.reads_ahead:
-            super().read_each(ranges, then)
-            return
-        with self._links.side_by_side(self._tier, ranges[-1][1] - ranges[0][0]):
+        with self._links.side_by_side(self._tier, self._moved(ranges[-1][1] - ranges[0][0])):
             self._handle.read_each(ranges, then)
+
+    def at_once(self, bytes_per_s: float | None = None) -> int:
+        return self._handle.at_once(bytes_per_s or self._links.bytes_per_s(self._tier))
+
+    def _moved(self, asked_bytes: int) -> Callable[[], int]:
+        """A read that reaches ahead moves more than was asked for, and the next one nothing."""
+        handle, before = self._handle, self._handle.moved_bytes
+
+        def moved() -> int:
+            after = handle.moved_bytes
+            return asked_bytes if before is None or after is None else after - before
+
+        return moved
 
     def is_read(self, start: int, stop: int) -> bool:
         return self._handle.is_read(start, stop)

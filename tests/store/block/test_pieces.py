@@ -88,7 +88,7 @@ def test_blocks_of_a_device_are_read_side_by_side_and_others_in_turn(tmp_path: P
         memory.drop(block.id.key)
     with ExitStack() as held:
         readers = [held.enter_context(reader) for b in blocks if (reader := store.open(b.id))]
-        assert [reader.reads_ahead for reader in readers] == [True] * 4 + [False] * 2
+        assert [reader.at_once for reader in readers] == [3] * 4 + [1] * 2
         runs = layers_together(readers, 1, 3)
     assert [[bytes(run) for run in each] for each in runs] == [
         [run_of(block.id, layer) for layer in (1, 2)] for block in blocks

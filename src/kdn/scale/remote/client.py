@@ -133,7 +133,7 @@ class JsonClient:
         try:
             connection.request(method, path, body, self._headers)
             answer = get_answer(connection, deadline_s, self._clock)
-            text = read_reply(answer, _MOST_BYTES, deadline_s, self._clock)
+            text = bytes(read_reply(answer, _MOST_BYTES, deadline_s, self._clock))
         except BaseException:
             connection.close()
             raise

@@ -10,13 +10,13 @@ from typing import TypeVar
 
 from kdn.store.block.reader import Reader, Take
 
-__all__ = ["do_together", "layers_together", "read_in_pieces"]
+__all__ = ["AT_ONCE", "do_together", "layers_together", "read_in_pieces"]
 
 _T = TypeVar("_T")
-_HELPERS = 4
+_HELPERS = 14
 """Of all loads together: a load that finds none free does all of its work itself."""
-_AT_ONCE = 3
-"""Threads for one load. Two leave the device idle while both verify."""
+AT_ONCE = 3
+"""Threads for one load off a device. Two leave it idle while both verify."""
 _PIECE_BYTES = 1 << 20
 """What one read asks for, rounded up to whole ranges: devices like large reads, caches small ones."""
 _Piece = list[tuple[int, tuple[int, int]]]
@@ -26,16 +26,17 @@ _Piece = list[tuple[int, tuple[int, int]]]
 def layers_together(readers: Sequence[Reader], start: int, stop: int) -> list[list[memoryview]]:
     """Of each block the runs of layers [start, stop), as `Reader.layers` gives and raises.
 
-    Blocks of a device are read side by side: it is idle between the last piece of one and the first of
-    the next where they are read in turn.
+    Blocks of a device are read side by side, and those across a network that is quick: either is idle
+    between the last piece of one and the first of the next where they are read in turn.
     """
     runs: dict[int, list[memoryview]] = {}
 
     def read(number: int) -> None:
         runs[number] = readers[number].layers(start, stop)
 
-    ahead = [number for number, reader in enumerate(readers) if reader.reads_ahead]
-    do_together(read, ahead)
+    at_once = [reader.at_once for reader in readers]
+    together = [number for number, count in enumerate(at_once) if count > 1]
+    do_together(read, together, max(at_once, default=1))
     for number in range(len(readers)):
         if number not in runs:
             read(number)
@@ -65,8 +66,8 @@ def _pieces(ranges: Sequence[tuple[int, int]]) -> list[_Piece]:
     return pieces
 
 
-def do_together(work: Callable[[_T], None], parts: Sequence[_T]) -> None:
-    """Do `work` for each part, in order, by this thread and by two more where they are free.
+def do_together(work: Callable[[_T], None], parts: Sequence[_T], at_once: int = AT_ONCE) -> None:
+    """Do `work` for each part, in order, `at_once` at a time: by this thread and others that are free.
 
     Returns when all is done. After a failure no further part begins; the first failed part's error is raised.
     """
@@ -84,7 +85,7 @@ def do_together(work: Callable[[_T], None], parts: Sequence[_T]) -> None:
             except BaseException as error:  # noqa: BLE001  it is raised below
                 failures.append((number, error))
 
-    helpers = [_helpers().submit(go_on) for _ in parts[1:_AT_ONCE]]
+    helpers = [_helpers().submit(go_on) for _ in parts[1:at_once]]
     go_on()
     for helper in helpers:
         if not helper.cancel():

@@ -50,8 +50,6 @@ class Handle(ABC):
 
     buffer: memoryview
     header: Header | None = None
-    reads_ahead = False
-    """Does `read_each` read one range while another is taken?"""
     moved_bytes: int | None = None
     """What was moved for all reads so far, where that is not what was asked for."""
 
@@ -75,6 +73,10 @@ class Handle(ABC):
     def is_read(self, start: int, stop: int) -> bool:
         """Were these bytes read already, as part of something larger?"""
         return False
+
+    def at_once(self, bytes_per_s: float | None = None) -> int:
+        """How many blocks of its tier are best read side by side, where that gave `bytes_per_s` lately."""
+        return 1
 
     @abstractmethod
     def close(self) -> None:
@@ -138,8 +140,10 @@ class Load(Protocol):
     """The name of the tier that the bytes come from."""
     may_transcode: bool
     """May layers come in another encoding than the stored one?"""
-    reads_ahead: bool
-    """As `Handle.reads_ahead`: then several blocks come sooner side by side than one after the other."""
+
+    @property
+    def at_once(self) -> int:
+        """How many blocks of its tier are best read side by side just now."""
 
     def layers(self, start: int, stop: int) -> list[memoryview]:
         """The decoded runs of layers [start, stop). Raises CorruptBlock."""
@@ -170,7 +174,6 @@ class StoreLoad:
         self.tier = tier
         self.readers = 0
         """How many readers share it; counted by the store."""
-        self.reads_ahead = handle.reads_ahead
         self._handle = handle
         self._trusted = trusted
         self._on_whole = on_whole
@@ -206,6 +209,10 @@ class StoreLoad:
                 if self._on_corrupt is not None:
                     self._on_corrupt(error)
                 raise
+
+    @property
+    def at_once(self) -> int:
+        return self._handle.at_once()
 
     @property
     def is_half_way(self) -> bool:
@@ -310,9 +317,9 @@ class Reader:
         return tuple(one for one in within if one.columns)
 
     @property
-    def reads_ahead(self) -> bool:
-        """Do several blocks come sooner side by side than one after the other?"""
-        return self._load.reads_ahead
+    def at_once(self) -> int:
+        """How many blocks of its tier are best read side by side just now."""
+        return self._load.at_once
 
     @property
     def is_delivered(self) -> bool:

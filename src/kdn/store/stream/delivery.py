@@ -15,6 +15,7 @@ from __future__ import annotations
 import threading
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 from kdn.core import BlockKey
@@ -140,7 +141,6 @@ class DeliveredLoad:
     """
 
     may_transcode = True
-    reads_ahead = False
 
     def __init__(
         self,
@@ -158,6 +158,10 @@ class DeliveredLoad:
         self._delivery = delivery
         self._mine: dict[int, memoryview] = {}
         self._turn = threading.Lock()
+
+    @property
+    def at_once(self) -> int:
+        return self._shared.at_once
 
     def layers(self, start: int, stop: int) -> list[memoryview]:
         with self._turn:
@@ -188,15 +192,12 @@ class DeliveredLoad:
     def _encoded(self, start: int, stop: int, level: str) -> list[memoryview] | None:
         """None where the node cannot do it, or sent what is damaged: the block then comes as it is stored."""
         links, key = self._delivery.links, self.header.id.key
-        began_s = links.clock.now()
-        try:
-            most = (stop - start) * (self.header.run_bytes + _PER_LAYER_BYTES) + _PER_LAYER_BYTES
+        most = (stop - start) * (self.header.run_bytes + _PER_LAYER_BYTES) + _PER_LAYER_BYTES
+        data: bytes | memoryview | None = None
+        with suppress(StoreError), links.side_by_side(self.tier, lambda: len(data or b"")):
             data = self._transcoder.transcode(key, start, stop, level, most)
-        except StoreError:
-            return None
         if data is None:
             return None
-        links.note(self.tier, len(data), links.clock.now() - began_s)
         try:
             runs = decode_layers(self.header, data, start, stop, level)
         except CorruptBlock as error:  # of the answer: the block itself may be whole

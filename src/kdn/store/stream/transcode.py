@@ -44,7 +44,7 @@ def encode_layers(key: BlockKey, handle: Handle, start: int, stop: int, codec: s
 
 
 def decode_layers(
-    header: Header, data: bytes, start: int, stop: int, codec: str
+    header: Header, data: bytes | memoryview, start: int, stop: int, codec: str
 ) -> list[memoryview]:
     """The runs of layers [start, stop) in what a node sent. Raises CorruptBlock for anything else."""
     key = header.id.key

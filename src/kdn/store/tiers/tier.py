@@ -82,7 +82,7 @@ class Transcoder(Protocol):
 
     def transcode(
         self, key: BlockKey, start: int, stop: int, codec: str, max_bytes: int
-    ) -> bytes | None:
+    ) -> bytes | memoryview | None:
         """Layers [start, stop) in `codec`, for `decode_layers`; None where that cannot be had.
 
         No more than `max_bytes` are taken.

@@ -27,6 +27,7 @@ from kdn.store import (
     RemoteTier,
     Store,
     encode_block,
+    layers_together,
     open_store,
     pack_note,
 )
@@ -515,3 +516,45 @@ def test_nobody_there_is_unreachable() -> None:
 def _kill(server: subprocess.Popen[bytes]) -> None:
     server.kill()
     server.wait()
+
+
+class Meeting(DictRemote):
+    """A remote whose reads end once `size` of them are under way together."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.met = threading.Barrier(size, timeout=30)
+
+    def read(self, key: BlockKey, start: int, stop: int) -> bytes:
+        self.met.wait()
+        return super().read(key, start, stop)
+
+
+def test_blocks_across_a_quick_network_are_read_side_by_side() -> None:
+    """One after the other the first read would wait for the others for ever."""
+    names = [block_id(range(first, first + 200)) for first in range(4)]
+    with engine_with(Meeting(len(names))) as store, ExitStack() as held:
+        far = store.tiers.far[-1]
+        for name in names:
+            store.tenancy.put_into(far, encode_block(make_block(name)))
+        store.links.note("dict", 10**9, 1.0)
+        readers = [held.enter_context(one) for name in names if (one := store.open(name))]
+        runs = layers_together(readers, 0, 3)
+        for name, found in zip(names, runs, strict=True):
+            assert [bytes(run) for run in found] == [run_of(name, layer) for layer in range(3)]
+        assert store.stat().bytes_per_s["dict"] > 0
+
+
+@pytest.mark.parametrize(
+    ("bytes_per_s", "at_once"), [(None, 1), (1e6, 1), (8e6, 3), (1.25e8, 8), (1e10, 8)]
+)
+def test_as_many_reads_share_a_link_as_come_long_before_their_time_out(
+    bytes_per_s: float | None, at_once: int
+) -> None:
+    """Half a second is a quarter of two: at 8 MB/s that is 4 MB, so three reads of 1 MiB."""
+    with engine_with(DictRemote(), RemoteSettings(poll_s=0)) as store:
+        store.put(make_block(FIRST))
+        assert store.flush(60)
+        handle = store.tiers.far[-1].open(FIRST.key)
+        assert handle is not None
+        assert handle.at_once(bytes_per_s) == at_once

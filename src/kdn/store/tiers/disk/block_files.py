@@ -16,7 +16,7 @@ from kdn.errors import CorruptBlock, LostBlock, NoSpace
 from kdn.machine.files import Files, system_errors
 from kdn.machine.memory import OWN_PAGES_FROM, allocate
 from kdn.store.block.format import ALIGN, EncodedBlock
-from kdn.store.block.pieces import read_in_pieces
+from kdn.store.block.pieces import AT_ONCE, read_in_pieces
 from kdn.store.block.reader import Handle, Take
 from kdn.store.tiers.disk.marker import claim
 from kdn.store.tiers.seal import MAX_SEALED_BYTES, SEAL_BYTES, KeyRing, is_sealed
@@ -190,8 +190,6 @@ class _FileHandle(Handle):
     Reads cover whole pages, as O_DIRECT wants it; so do the parts of a block.
     """
 
-    reads_ahead = True
-
     def __init__(self, descriptor: int, files: Files) -> None:
         """Takes the descriptor over. Raises CorruptBlock for what is no file of a block's size."""
         self._descriptor: int | None = descriptor
@@ -224,6 +222,9 @@ class _FileHandle(Handle):
     def read_each(self, ranges: Sequence[tuple[int, int]], then: Take) -> None:
         """In pieces: the next one is read while the last is taken, which is cached still."""
         read_in_pieces(self.read, ranges, then)
+
+    def at_once(self, bytes_per_s: float | None = None) -> int:
+        return AT_ONCE
 
     def _read_some(self, start: int, stop: int) -> int:
         """How many bytes came: less than all is no end of the file, and an error is no damage to it."""

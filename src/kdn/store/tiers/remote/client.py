@@ -126,7 +126,7 @@ class Remote(ABC):
         """The first `num_bytes` (or fewer, if it is shorter) and the size; None if it is not there."""
 
     @abstractmethod
-    def read(self, key: BlockKey, start: int, stop: int) -> bytes:
+    def read(self, key: BlockKey, start: int, stop: int) -> bytes | memoryview:
         """Bytes [start, stop); fewer, or none, when they are not there (any more)."""
 
     @abstractmethod
@@ -143,7 +143,7 @@ class Remote(ABC):
 
     def transcode(
         self, key: BlockKey, start: int, stop: int, codec: str, max_bytes: int
-    ) -> bytes | None:
+    ) -> bytes | memoryview | None:
         """Layers [start, stop) in another encoding, `max_bytes` at most; None when they cannot be had so."""
         return None
 

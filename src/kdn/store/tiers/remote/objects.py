@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from kdn.core import BlockKey
 from kdn.errors import BadConfig, MissingExtra, Unreachable
+from kdn.machine.memory import allocate
 from kdn.store.tiers.remote.client import (
     MAX_LISTING_BYTES,
     MAX_NOTE_BYTES,
@@ -82,12 +83,12 @@ class ObjectRemote(Remote):
                 found = self._obstore.get(
                     self._store, _block(key), options={"range": (0, num_bytes)}
                 )
-                return _body(found, num_bytes), found.meta["size"]
+                return bytes(_body(found, num_bytes)), found.meta["size"]
             except FileNotFoundError:
                 self._missed.add(key)
                 return None
 
-    def read(self, key: BlockKey, start: int, stop: int) -> bytes:
+    def read(self, key: BlockKey, start: int, stop: int) -> bytes | memoryview:
         with self._gate("reading a block"):
             try:
                 found = self._obstore.get(
@@ -146,7 +147,7 @@ class ObjectRemote(Remote):
     def _read_note(self, key: BlockKey) -> bytes | None:
         try:
             found = self._obstore.get(self._store, _note(key))
-            return _body(found, _SIZE_BYTES + MAX_NOTE_BYTES)
+            return bytes(_body(found, _SIZE_BYTES + MAX_NOTE_BYTES))
         except FileNotFoundError:
             return None
 
@@ -205,14 +206,17 @@ def _open(url: str, options: dict[str, str], timeout_s: float) -> Any:
         ) from error
 
 
-def _body(found: Any, max_bytes: int) -> bytes:
+def _body(found: Any, max_bytes: int) -> memoryview:
     """What a store gives, as it comes; of more than `max_bytes` only a little more is read."""
-    data = bytearray()
-    for piece in found.stream(min_chunk_size=1):
-        data += memoryview(piece)
-        if len(data) > max_bytes:
-            break
-    return bytes(data)
+    data, come = allocate(max_bytes, zeroed=False), 0
+    for chunk in found.stream(min_chunk_size=1):
+        piece = memoryview(chunk)
+        stop = come + piece.nbytes
+        if stop > max_bytes:
+            return memoryview(bytes(data[:come]) + piece)
+        data[come:stop] = piece
+        come = stop
+    return data[:come]
 
 
 def _is_panic(error: BaseException) -> bool:

@@ -124,9 +124,9 @@ class PeerRemote(Remote):
         size = headers.get("content-range", "").rpartition("/")[2]
         if not size.isdecimal() or len(size) > _MAX_DIGITS:
             raise Unreachable(f"the node at {self._host} does not say how large a block is")
-        return body, int(size)
+        return bytes(body), int(size)
 
-    def read(self, key: BlockKey, start: int, stop: int) -> bytes:
+    def read(self, key: BlockKey, start: int, stop: int) -> bytes | memoryview:
         asked = {"range": f"bytes={start}-{stop - 1}"}
         status, _, body = self._call("GET", key, asked, max_bytes=stop - start)
         if status == http.HTTPStatus.NOT_FOUND:
@@ -136,7 +136,7 @@ class PeerRemote(Remote):
 
     def transcode(
         self, key: BlockKey, start: int, stop: int, codec: str, max_bytes: int
-    ) -> bytes | None:
+    ) -> bytes | memoryview | None:
         asked = f"{key}/layers?start={start}&stop={stop}&codec={quote(codec)}"
         status, _, body = self._call("GET", asked, {}, max_bytes=max_bytes)
         return body if status == http.HTTPStatus.OK else None
@@ -206,7 +206,7 @@ class PeerRemote(Remote):
         body: memoryview | None = None,
         max_bytes: int = _MAX_WORDS_BYTES,
         is_listing: bool = False,
-    ) -> tuple[int, http.client.HTTPMessage, bytes]:
+    ) -> tuple[int, http.client.HTTPMessage, memoryview]:
         """Raises Unreachable for an answer of more than `max_bytes`, or one that does not end in time.
 
         A node closes connections that were idle for a while. Every call may be made twice, so one that
@@ -224,7 +224,7 @@ class PeerRemote(Remote):
 
         def over(
             connection: http.client.HTTPConnection,
-        ) -> tuple[int, http.client.HTTPMessage, bytes]:
+        ) -> tuple[int, http.client.HTTPMessage, memoryview]:
             if connection.sock is None:
                 connection.connect()
             connection.sock.settimeout(silent_s)
@@ -289,22 +289,23 @@ class PeerRemote(Remote):
             connection.close()
         return given
 
-    def _expect_part(self, status: int, body: bytes) -> None:
+    def _expect_part(self, status: int, body: memoryview) -> None:
         if status == UNREADABLE or status in _BUSY:
             raise LostBlock(self._answered(status, body))
         self._expect(status, body, http.HTTPStatus.PARTIAL_CONTENT)
 
-    def _expect_changed(self, status: int, body: bytes) -> None:
+    def _expect_changed(self, status: int, body: memoryview) -> None:
         if status in _REFUSALS:
             raise NoSpace(self._answered(status, body))
         self._expect(status, body, http.HTTPStatus.NO_CONTENT)
 
-    def _expect(self, status: int, body: bytes, wanted: int) -> None:
+    def _expect(self, status: int, body: memoryview, wanted: int) -> None:
         if status != wanted:
             raise Unreachable(self._answered(status, body))
 
-    def _answered(self, status: int, body: bytes) -> str:
-        return f"the node at {self._host} answered {status}: {body[:200].decode(errors='replace')}"
+    def _answered(self, status: int, body: memoryview) -> str:
+        said = bytes(body[:200]).decode(errors="replace")
+        return f"the node at {self._host} answered {status}: {said}"
 
     def _connect(self) -> http.client.HTTPConnection:
         if self._tls is None:

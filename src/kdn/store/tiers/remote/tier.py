@@ -27,6 +27,8 @@ from kdn.trace import Trace
 __all__ = ["RemoteSettings", "RemoteTier"]
 
 FIRST_BYTES = 16 << 10
+_READ_WITHIN = 0.25
+"""Reads side by side share the link: each is to take no more than this part of its time-out."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,12 @@ class _Fetched(Handle):
 
     def is_read(self, start: int, stop: int) -> bool:
         return any(a <= start and stop <= b for a, b in self._have)
+
+    def at_once(self, bytes_per_s: float | None = None) -> int:
+        """So many that none comes near its time-out; one by one until a read has shown the speed."""
+        calls, within_s = self._caller.settings, _READ_WITHIN * self._caller.settings.timeout_s
+        fitting = int((bytes_per_s or 0.0) * within_s / self._read_bytes)
+        return max(1, min(fitting, calls.workers))
 
     def close(self) -> None:
         return
@@ -154,7 +162,7 @@ class RemoteTier(ManagedTier):
 
     def transcode(
         self, key: BlockKey, start: int, stop: int, codec: str, max_bytes: int
-    ) -> bytes | None:
+    ) -> bytes | memoryview | None:
         doing = f"reading block {key} as {codec}"
         return self._caller.ask(
             doing, lambda: self._remote.transcode(key, start, stop, codec, max_bytes)
