@@ -9,15 +9,26 @@ from pathlib import Path
 import pytest
 import torch
 
+from kdn.clock import SystemClock
 from kdn.core import EXACT
 from kdn.errors import NoSpace
 from kdn.scale.counts import METRICS, TransferCounts
 from kdn.scale.paged import WriteOrder
 from kdn.scale.planner import LoadTask, SaveTask
 from kdn.scale.transfers import Transfers
-from kdn.store import Block, BlockHit, MemoryTier, Reader, Store, open_store
+from kdn.store import (
+    Block,
+    BlockHit,
+    MemoryTier,
+    Reader,
+    RemoteSettings,
+    RemoteTier,
+    Store,
+    open_store,
+)
 from kdn.trace import NoTrace
 from tests.scale.engine import PRINT, SIZE, Rig, compute, fingerprint, holds
+from tests.store.twins import Meeting
 
 PROMPT = tuple(range(1, 701))
 
@@ -57,6 +68,23 @@ def test_a_load_begins_where_the_engine_s_own_cache_ends() -> None:
     assert rig.transfers.take_finished(60).failed_blocks == frozenset()
     assert holds(rig.cache, PROMPT[:640], table, 384)
     assert not rig.cache.layers[0].k[6:9].any(), "what the engine has is not touched"
+
+
+def test_a_load_across_a_network_reads_its_blocks_side_by_side() -> None:
+    """Of three blocks each read ends once all three are under way."""
+    far = RemoteTier(Meeting(3), RemoteSettings(poll_s=0), SystemClock(), NoTrace())
+    with Store([MemoryTier(1 << 26, NoTrace())], far=[far]) as store:
+        rig = Rig(store)
+        rig.prefill("a", PROMPT, range(6))
+        assert store.flush(60)
+        for hit in store.match(PRINT, EXACT, "", PROMPT).hits:
+            store.tiers.fastest.drop(hit.id.key)
+        store.links.note("dict", 10**9, 1.0)
+        table = (6, 7, 8, 9, 10)
+        rig.transfers.load(LoadTask("b", None, "", PROMPT[:640], 0, table))
+        assert rig.transfers.take_finished(60).failed_blocks == frozenset()
+        assert holds(rig.cache, PROMPT[:640], table)
+        rig.transfers.close()
 
 
 def stored_blocks(folder: Path) -> list[Path]:

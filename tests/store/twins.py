@@ -71,3 +71,15 @@ class DictRemote(Remote):
         with self._lock:
             listed = [Listed(key, note, len(data)) for key, (note, data) in self._blocks.items()]
         return RemoteChanges(tuple(listed), whole=True)
+
+
+class Meeting(DictRemote):
+    """A remote whose reads end once `size` of them are under way together."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.met = threading.Barrier(size, timeout=30)
+
+    def read(self, key: BlockKey, start: int, stop: int) -> bytes:
+        self.met.wait()
+        return super().read(key, start, stop)

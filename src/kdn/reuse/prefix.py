@@ -17,7 +17,7 @@ A request's own max_kl stands before the setting's; 0 means exact.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -47,7 +47,7 @@ from kdn.core import (
 )
 from kdn.reuse.codec_quality import QualityRecord
 from kdn.reuse.load_or_compute import EstimateS, worth_loading
-from kdn.reuse.source import StoreSource, close_all, tokens_by_tier
+from kdn.reuse.source import StoreSource, tokens_by_tier
 from kdn.reuse.stored_run import (
     exact_tokens,
     longest_run,
@@ -68,6 +68,7 @@ from kdn.store import (
     Reader,
     Store,
     cut_blocks,
+    open_leading,
 )
 from kdn.trace import NoTrace, Trace
 
@@ -154,10 +155,6 @@ class LossRule:
         return {name: gain for _, name, gain in sorted(known)}
 
 
-_OPEN_AT_ONCE = 8
-"""Blocks across a network that are opened together: as many calls as a tier makes in parallel."""
-
-
 class PrefixReuse(Technique):
     """Plans with the longest stored prefix, and stores what is worth keeping.
 
@@ -192,7 +189,6 @@ class PrefixReuse(Technique):
         self._invoked = invoked
         self._loss = loss or LossRule()
         self._loader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="kdn-load")
-        self._openers = ThreadPoolExecutor(_OPEN_AT_ONCE, thread_name_prefix="kdn-open")
 
     def match(self, token_ids: TokenIds, salt: str, adapter: str | None = None) -> Match:
         """What of these tokens would be found by a request that says nothing of loss. Moves no bytes."""
@@ -213,7 +209,8 @@ class PrefixReuse(Technique):
         stored = found.num_tokens
         planned = replace(planned, stored=stored, declined=stored - match.num_tokens)
         delivery = self._delivery(request, match, fingerprint)
-        readers = self._open(match.hits, delivery)
+        open_one = partial(self._open_one, delivery)
+        readers = open_leading(self._store.tiers, match.hits, open_one)
         if not readers:
             return planned
         recipe, exact, made = taint_of(readers), exact_tokens(readers), made_as(readers)
@@ -246,7 +243,6 @@ class PrefixReuse(Technique):
     def close(self) -> None:
         """Stop reading ahead."""
         self._loader.shutdown(wait=True, cancel_futures=True)
-        self._openers.shutdown(wait=True, cancel_futures=True)
 
     def _best_match(self, request: Request, fingerprint: Fingerprint) -> Match:
         """The longest run of exact blocks and one recipe that the request allows; exact where equal."""
@@ -308,18 +304,6 @@ class PrefixReuse(Technique):
             return retained.recipe, taint
         return retained.recipe, codec if codec.lossless else CODECS["lossless"]
 
-    def _open(self, hits: tuple[BlockHit, ...], delivery: Delivery | None = None) -> list[Reader]:
-        """Readers for the leading run of blocks that can be opened."""
-        far = {tier.name for tier in self._store.tiers if tier.far}
-        open_one = partial(self._open_one, delivery)
-        if any(hit.tier in far for hit in hits[1:]):  # a round trip each, so all in parallel
-            readers = list(self._openers.map(open_one, hits))
-        else:
-            readers = list(_until_none(map(open_one, hits)))
-        opened = list(_until_none(readers))
-        close_all(reader for reader in readers[len(opened) :] if reader is not None)
-        return opened
-
     def _open_one(self, delivery: Delivery | None, hit: BlockHit) -> Reader | None:
         """A reader of the block; None, and an event, where the store fails."""
         try:
@@ -348,13 +332,6 @@ class PrefixReuse(Technique):
             at = slice(start - retained.start, stop - retained.start)
             states = {layer: run_bytes(rows[at]) for layer, rows in retained.hidden.items()}
             yield Block(block_id, self._shape, tuple(map(run_bytes, runs)), hidden=states)
-
-
-def _until_none(readers: Iterable[Reader | None]) -> Iterator[Reader]:
-    for reader in readers:
-        if reader is None:
-            return
-        yield reader
 
 
 def _from_node(readers: list[Reader]) -> bool:

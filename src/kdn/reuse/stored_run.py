@@ -27,7 +27,6 @@ from kdn.core import (
     chain_hash,
     chain_hashes,
 )
-from kdn.reuse.source import close_all
 from kdn.store import BlockHit, Match, Reader, Store
 from kdn.store.index.index import Family
 
@@ -35,7 +34,6 @@ __all__ = [
     "exact_tokens",
     "longest_run",
     "made_as",
-    "open_leading",
     "recipe_for_whole",
     "run_name",
     "stored_recipes",
@@ -129,21 +127,6 @@ def whole_run(
 
 def _for_text(recipe: Recipe, text: ChainHash) -> Recipe:
     return replace(recipe, detail=f"{recipe.detail}/{text[:16]}")
-
-
-def open_leading(store: Store, hits: Iterable[BlockHit]) -> list[Reader]:
-    """Readers of the leading blocks that can be opened. Where opening one raises, none stays open."""
-    readers: list[Reader] = []
-    try:
-        for hit in hits:
-            reader = store.open(hit)
-            if reader is None:
-                break
-            readers.append(reader)
-    except BaseException:
-        close_all(readers)
-        raise
-    return readers
 
 
 def taint_of(blocks: Iterable[BlockHit | Reader]) -> Recipe:

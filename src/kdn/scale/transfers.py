@@ -12,8 +12,9 @@ import logging
 import queue
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
+from itertools import accumulate, takewhile
 
 import numpy as np
 import torch
@@ -25,11 +26,14 @@ from kdn.errors import KdnError
 from kdn.scale.counts import TransferCounts
 from kdn.scale.paged import CopiedBlocks, PagedKv, WriteOrder
 from kdn.scale.planner import LoadTask, SaveTask
-from kdn.store import Block, Reader, Store
+from kdn.store import Block, BlockHit, Reader, Store, layers_together, open_leading
 
 __all__ = ["FinishedLoads", "Transfers"]
 
 logger = logging.getLogger(__name__)
+
+_READ_BYTES = 1 << 20
+"""One read of a block is at most this, or one layer."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +50,10 @@ class _Piece:
 
     reader: Reader
     start: int
+
+    @property
+    def stop(self) -> int:
+        return self.start + self.reader.num_tokens
 
 
 @dataclass
@@ -79,6 +87,7 @@ class Transfers:
         self._store = store
         self._handed = handed
         self._paged = paged
+        self._layers_at_once = max(1, _READ_BYTES // (BLOCK_TOKENS * paged.shape.layer_token_bytes))
         self._fingerprint = fingerprint
         self._counts = counts
         self._queue_bytes = queue_bytes
@@ -147,22 +156,35 @@ class Transfers:
         assert fingerprint is not None, "the planner names none"
         found = self._store.match(fingerprint, task.recipe, task.salt, task.token_ids)
         with ExitStack() as opened:
-            pieces, good = list[_Piece](), 0
-            for hit in found.hits:
-                start, good = good, good + hit.num_tokens
-                if good <= task.start:
-                    continue
-                reader = self._store.open(hit)
-                if reader is None or reader.shape != self._paged.shape:
-                    good = start
-                    break
-                pieces.append(_Piece(opened.enter_context(reader), start))
-            good = min(good, task.stop)
-            for layer in range(len(self._paged.layers)):
+            pieces = self._open_pieces(task, found.hits, opened)
+            good = min(pieces[-1].stop, task.stop) if pieces else task.start
+            num_layers = len(self._paged.layers)
+            for start in range(0, num_layers, self._layers_at_once):
                 if loading.cancelled.is_set():
                     return task.start
-                good = min(good, self._load_layer(task, layer, pieces, good))
+                stop = min(start + self._layers_at_once, num_layers)
+                with suppress(KdnError):  # it is met again below
+                    layers_together([piece.reader for piece in pieces], start, stop)
+                for layer in range(start, stop):
+                    good = min(good, self._load_layer(task, layer, pieces, good))
         return max(good // self._paged.block_tokens * self._paged.block_tokens, task.start)
+
+    def _open_pieces(
+        self, task: LoadTask, hits: Sequence[BlockHit], opened: ExitStack
+    ) -> list[_Piece]:
+        """The stored blocks from the first wanted token on, as far as they open and fit the cache."""
+        starts = accumulate((hit.num_tokens for hit in hits), initial=0)
+        wanted = [
+            (s, hit)
+            for s, hit in zip(starts, hits, strict=False)
+            if s + hit.num_tokens > task.start
+        ]
+        readers = open_leading(self._store.tiers, [hit for _, hit in wanted], self._store.open)
+        pieces = [
+            _Piece(opened.enter_context(reader), start)
+            for reader, (start, _) in zip(readers, wanted, strict=False)
+        ]
+        return list(takewhile(lambda piece: piece.reader.shape == self._paged.shape, pieces))
 
     def _load_layer(self, task: LoadTask, layer: int, pieces: list[_Piece], good: int) -> int:
         """One layer of all pieces; up to which token it came. Pieces from a damaged one on go."""

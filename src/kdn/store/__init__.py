@@ -12,6 +12,7 @@ from kdn.store.block.pieces import layers_together
 from kdn.store.block.reader import Handle, Reader, check_whole, read_whole
 from kdn.store.codecs import CODECS, Codec, NoCodec
 from kdn.store.index.index import BlockHit, Match
+from kdn.store.loads import open_leading
 from kdn.store.open import FarSettings, open_store
 from kdn.store.policies import EvictionPolicy, Rules, Use
 from kdn.store.settings import StoreConfig
@@ -76,6 +77,7 @@ __all__ = [
     "cut_blocks",
     "encode_block",
     "layers_together",
+    "open_leading",
     "open_store",
     "pack_note",
     "read_key_file",

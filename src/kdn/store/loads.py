@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager, suppress
 from functools import partial
+from itertools import count
 
 from kdn.clock import Clock
 from kdn.core import BlockKey
 from kdn.errors import CorruptBlock, StoreError
 from kdn.store.block.format import EncodedBlock
-from kdn.store.block.reader import Handle, StoreLoad, Take, read_header
+from kdn.store.block.pieces import AT_ONCE, do_together
+from kdn.store.block.reader import Handle, Reader, StoreLoad, Take, read_header
 from kdn.store.index.followed import FollowedIndex
+from kdn.store.index.index import BlockHit
 from kdn.store.tiers.tier import Outcomes, Tier, Tiers
 
-__all__ = ["Links", "Loads", "TimedHandle"]
+__all__ = ["Links", "Loads", "TimedHandle", "open_leading"]
 
 
 FADE = 0.9
@@ -265,3 +268,51 @@ class Loads:
         with self._lock:
             self._open.pop(key, None)
         self._index.quarantine(tier, key, error)
+
+
+_FAR_AT_ONCE = 8
+"""As many calls as a tier across a network makes in parallel."""
+
+
+def open_leading(
+    tiers: Tiers, hits: Iterable[BlockHit], open_one: Callable[[BlockHit], Reader | None]
+) -> list[Reader]:
+    """Readers of the leading blocks that `open_one` opens: together, where each takes a round trip.
+
+    Where opening one raises, none stays open.
+    """
+    hits, opened, missing = tuple(hits), dict[int, Reader](), list[int]()
+
+    def work(number: int) -> None:
+        reader = None if missing else open_one(hits[number])
+        if reader is None:
+            missing.append(number)
+        else:
+            opened[number] = reader
+
+    num_leading = 0
+    try:
+        _do(work, len(hits), _opened_at_once(tiers, hits))
+        num_leading = next(number for number in count() if number not in opened)
+    finally:
+        for number, reader in opened.items():
+            if number >= num_leading:
+                with suppress(Exception):
+                    reader.close()
+    return [opened[number] for number in range(num_leading)]
+
+
+def _do(work: Callable[[int], None], num_parts: int, at_once: int) -> None:
+    if at_once > 1:
+        do_together(work, range(num_parts), at_once)
+        return
+    for number in range(num_parts):
+        work(number)
+
+
+def _opened_at_once(tiers: Tiers, hits: Iterable[BlockHit]) -> int:
+    """Memory has nothing to wait for."""
+    named = {hit.tier for hit in hits}
+    if any(tier.name in named for tier in tiers.far):
+        return _FAR_AT_ONCE
+    return AT_ONCE if tiers.durable.name in named else 1

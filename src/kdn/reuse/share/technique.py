@@ -39,14 +39,13 @@ from kdn.reuse.source import MeasuredSpeeds, StoreSource, close_all, tokens_by_t
 from kdn.reuse.stored_run import (
     exact_tokens,
     made_as,
-    open_leading,
     run_name,
     stored_recipes,
     stored_run,
     taint_of,
 )
 from kdn.reuse.technique import Technique
-from kdn.store import BlockHit, Match, Reader, Store
+from kdn.store import BlockHit, Match, Reader, Store, open_leading
 from kdn.trace import NoTrace, Trace
 
 __all__ = ["ShareReuse", "Sibling"]
@@ -310,7 +309,7 @@ class ShareReuse(Technique):
 
     def _again(self, request: Request, planned: Planned, own: Match) -> Planned:
         """The plan over what an earlier request shared; what follows is tainted as well."""
-        readers = open_leading(self._store, own.hits)
+        readers = open_leading(self._store.tiers, own.hits, self._store.open)
         num_tokens, exact = sum(reader.num_tokens for reader in readers), exact_tokens(readers)
         if num_tokens <= max(planned.plan.num_prefix, exact):
             close_all(readers)
@@ -332,7 +331,7 @@ class ShareReuse(Technique):
 
     def _shared(self, request: Request, planned: Planned, found: _Found) -> Planned:
         """The plan over the sibling's KV."""
-        readers = open_leading(self._store, found.hits)
+        readers = open_leading(self._store.tiers, found.hits, self._store.open)
         num_tokens = sum(reader.num_tokens for reader in readers)
         if num_tokens < WORTH_TOKENS:
             close_all(readers)

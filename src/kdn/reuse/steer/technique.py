@@ -34,9 +34,9 @@ from kdn.reuse.steer.option import Steer, steered_from
 from kdn.reuse.steer.probe import SentenceProbe
 from kdn.reuse.steer.recipe import SteerRecipe
 from kdn.reuse.steer.spans import ColumnFactors
-from kdn.reuse.stored_run import open_leading, run_name, whole_run
+from kdn.reuse.stored_run import run_name, whole_run
 from kdn.reuse.technique import Technique
-from kdn.store import Match, Store
+from kdn.store import Match, Store, open_leading
 from kdn.trace import NoTrace, Trace
 
 __all__ = ["SteerReuse", "scales_of"]
@@ -118,7 +118,7 @@ class SteerReuse(Technique):
         token_ids = request.prompt.token_ids[:-1]
         match = self._whole_documents(request, fingerprint, recipe)
         stop = match.num_tokens
-        readers = open_leading(self._store, match.hits)
+        readers = open_leading(self._store.tiers, match.hits, self._store.open)
         if not readers or sum(reader.num_tokens for reader in readers) < stop:
             close_all(readers)
             self._trace.event("steer.miss", request=request.id, recipe=recipe.taint.detail)

@@ -35,7 +35,7 @@ from kdn.store.index.index import Entry
 from kdn.trace import NoTrace, Recorder
 from tests.store.helpers import MODEL, block_id, make_block, run_of
 from tests.store.remotes import node_server, redis_server, s3_server
-from tests.store.twins import DictRemote
+from tests.store.twins import DictRemote, Meeting
 
 PROMPT = tuple(range(300))
 FIRST = block_id(PROMPT[:256])
@@ -516,18 +516,6 @@ def test_nobody_there_is_unreachable() -> None:
 def _kill(server: subprocess.Popen[bytes]) -> None:
     server.kill()
     server.wait()
-
-
-class Meeting(DictRemote):
-    """A remote whose reads end once `size` of them are under way together."""
-
-    def __init__(self, size: int) -> None:
-        super().__init__()
-        self.met = threading.Barrier(size, timeout=30)
-
-    def read(self, key: BlockKey, start: int, stop: int) -> bytes:
-        self.met.wait()
-        return super().read(key, start, stop)
 
 
 def test_blocks_across_a_quick_network_are_read_side_by_side() -> None:
