@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from kdn.clock import SystemClock
+from kdn.clock import ManualClock
 from kdn.core import EXACT
 from kdn.errors import NoSpace
 from kdn.scale.counts import METRICS, TransferCounts
@@ -72,14 +72,16 @@ def test_a_load_begins_where_the_engine_s_own_cache_ends() -> None:
 
 def test_a_load_across_a_network_reads_its_blocks_side_by_side() -> None:
     """Of three blocks each read ends once all three are under way."""
-    far = RemoteTier(Meeting(3), RemoteSettings(poll_s=0), SystemClock(), NoTrace())
+    clock = ManualClock()
+    far = RemoteTier(Meeting(3), RemoteSettings(poll_s=0), clock, NoTrace())
     with Store([MemoryTier(1 << 26, NoTrace())], far=[far]) as store:
         rig = Rig(store)
         rig.prefill("a", PROMPT, range(6))
         assert store.flush(60)
         for hit in store.match(PRINT, EXACT, "", PROMPT).hits:
             store.tiers.fastest.drop(hit.id.key)
-        store.links.note("dict", 10**9, 1.0)
+        with far.link.reading(10**9):
+            clock.advance(1.0)
         table = (6, 7, 8, 9, 10)
         rig.transfers.load(LoadTask("b", None, "", PROMPT[:640], 0, table))
         assert rig.transfers.take_finished(60).failed_blocks == frozenset()

@@ -14,7 +14,8 @@ from kdn.errors import CorruptBlock, StoreError
 from kdn.store import EncodedBlock, Handle, encode_block
 from kdn.store.block.reader import BytesHandle, StoreLoad
 from kdn.store.index.followed import FollowedIndex
-from kdn.store.loads import Links, Loads
+from kdn.store.links import Links
+from kdn.store.loads import Loads
 from kdn.store.tiers.memory import MemoryTier
 from kdn.store.tiers.tier import Outcomes, Tiers
 from kdn.trace import NoTrace, Recorder

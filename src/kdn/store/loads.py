@@ -8,7 +8,6 @@ from contextlib import closing, contextmanager, suppress
 from functools import partial
 from itertools import count
 
-from kdn.clock import Clock
 from kdn.core import BlockKey
 from kdn.errors import CorruptBlock, StoreError
 from kdn.store.block.format import EncodedBlock
@@ -16,72 +15,10 @@ from kdn.store.block.pieces import AT_ONCE, do_together
 from kdn.store.block.reader import Handle, Reader, StoreLoad, Take, read_header
 from kdn.store.index.followed import FollowedIndex
 from kdn.store.index.index import BlockHit
+from kdn.store.links import Links
 from kdn.store.tiers.tier import Outcomes, Tier, Tiers
 
-__all__ = ["Links", "Loads", "TimedHandle", "open_leading"]
-
-
-FADE = 0.9
-"""What an old read counts for beside a new one: about the last ten reads decide."""
-
-
-class Links:
-    """Bytes per second of each tier, from reads under load. Safe from several threads."""
-
-    def __init__(self, clock: Clock) -> None:
-        self.clock = clock
-        self._lock = threading.Lock()
-        self._sums: dict[str, tuple[float, float]] = {}
-        self._last: dict[str, float] = {}
-        self._at_once: dict[str, tuple[int, float]] = {}
-        """Reads under way side by side, and since when no bytes of them were noted."""
-
-    def note(self, tier: str, num_bytes: int, seconds: float) -> None:
-        """A read of `num_bytes` took so long."""
-        with self._lock:
-            self._note(tier, num_bytes, seconds)
-
-    @contextmanager
-    def side_by_side(self, tier: str, moved_bytes: Callable[[], int]) -> Iterator[None]:
-        """A read, which may have others beside it: together they take their time once.
-
-        Once it is over `moved_bytes` tells how much it was.
-        """
-        with self._lock:
-            reads, since_s = self._at_once.get(tier, (0, 0.0))
-            self._at_once[tier] = (reads + 1, since_s if reads else self.clock.now())
-        came = 0
-        try:
-            yield
-            came = moved_bytes()
-        finally:
-            with self._lock:
-                (reads, since_s), now_s = self._at_once[tier], self.clock.now()
-                self._at_once[tier] = (reads - 1, now_s if came else since_s)
-                if came:
-                    self._note(tier, came, now_s - since_s)
-
-    def _note(self, tier: str, num_bytes: int, seconds: float) -> None:
-        old_bytes, old_s = self._sums.get(tier, (0.0, 0.0))
-        self._sums[tier] = (FADE * old_bytes + num_bytes, FADE * old_s + seconds)
-        if seconds > 0:
-            self._last[tier] = num_bytes / seconds
-
-    def bytes_per_s(self, tier: str) -> float | None:
-        """What the tier gave lately; None when nothing was read from it yet."""
-        with self._lock:
-            num_bytes, seconds = self._sums.get(tier, (0.0, 0.0))
-        return num_bytes / seconds if seconds > 0 else None
-
-    def last_bytes_per_s(self, tier: str) -> float | None:
-        """What the tier's last read gave: it shows a change immediately."""
-        with self._lock:
-            return self._last.get(tier)
-
-    def all(self) -> dict[str, float]:
-        """Bytes per second by tier, of those that were read from."""
-        with self._lock:
-            return {tier: b / s for tier, (b, s) in self._sums.items() if s > 0}
+__all__ = ["Loads", "TimedHandle", "open_leading"]
 
 
 class TimedHandle(Handle):
@@ -102,8 +39,9 @@ class TimedHandle(Handle):
         with self._links.side_by_side(self._tier, self._moved(ranges[-1][1] - ranges[0][0])):
             self._handle.read_each(ranges, then)
 
-    def at_once(self, bytes_per_s: float | None = None) -> int:
-        return self._handle.at_once(bytes_per_s or self._links.bytes_per_s(self._tier))
+    @property
+    def at_once(self) -> int:
+        return self._handle.at_once
 
     def _moved(self, asked_bytes: int) -> Callable[[], int]:
         """A read that reaches ahead moves more than was asked for, and the next one nothing."""

@@ -24,7 +24,8 @@ from kdn.store.block.reader import Load, Reader, StoreLoad
 from kdn.store.codecs import Codec
 from kdn.store.index.followed import FollowedIndex
 from kdn.store.index.index import BlockHit, Family, Match
-from kdn.store.loads import Links, Loads
+from kdn.store.links import Links
+from kdn.store.loads import Loads
 from kdn.store.stream.delivery import DeliveredLoad, Delivery
 from kdn.store.tenants.tenancy import PersistentPins, Quotas, Tenancy, TenantsLimits
 from kdn.store.tiers.tier import ManagedTier, Outcomes, Tiers, TierUsage

@@ -74,8 +74,9 @@ class Handle(ABC):
         """Were these bytes read already, as part of something larger?"""
         return False
 
-    def at_once(self, bytes_per_s: float | None = None) -> int:
-        """How many blocks of its tier are best read side by side, where that gave `bytes_per_s` lately."""
+    @property
+    def at_once(self) -> int:
+        """How many blocks of its tier are best read side by side just now."""
         return 1
 
     @abstractmethod
@@ -212,7 +213,7 @@ class StoreLoad:
 
     @property
     def at_once(self) -> int:
-        return self._handle.at_once()
+        return self._handle.at_once
 
     @property
     def is_half_way(self) -> bool:

@@ -22,7 +22,7 @@ from kdn.core import BlockKey
 from kdn.errors import CorruptBlock, LostBlock, StoreError
 from kdn.store.block.reader import StoreLoad
 from kdn.store.codecs import CODECS
-from kdn.store.loads import Links
+from kdn.store.links import Links
 from kdn.store.stream.transcode import decode_layers
 from kdn.store.tiers.tier import Transcoder
 

@@ -203,8 +203,9 @@ class SealedHandle(Handle):
     def close(self) -> None:
         self._inner.close()
 
-    def at_once(self, bytes_per_s: float | None = None) -> int:
-        return self._inner.at_once(bytes_per_s)
+    @property
+    def at_once(self) -> int:
+        return self._inner.at_once
 
     def _fetch(self, first: int, last: int) -> None:
         from cryptography.exceptions import InvalidTag

@@ -521,28 +521,15 @@ def _kill(server: subprocess.Popen[bytes]) -> None:
 def test_blocks_across_a_quick_network_are_read_side_by_side() -> None:
     """One after the other the first read would wait for the others for ever."""
     names = [block_id(range(first, first + 200)) for first in range(4)]
-    with engine_with(Meeting(len(names))) as store, ExitStack() as held:
-        far = store.tiers.far[-1]
+    clock = ManualClock()
+    far = RemoteTier(Meeting(len(names)), EAGER, clock, NoTrace())
+    with Store([MemoryTier(10**9, NoTrace())], far=[far]) as store, ExitStack() as held:
         for name in names:
             store.tenancy.put_into(far, encode_block(make_block(name)))
-        store.links.note("dict", 10**9, 1.0)
+        with far.link.reading(10**9):
+            clock.advance(1.0)
         readers = [held.enter_context(one) for name in names if (one := store.open(name))]
         runs = layers_together(readers, 0, 3)
         for name, found in zip(names, runs, strict=True):
             assert [bytes(run) for run in found] == [run_of(name, layer) for layer in range(3)]
         assert store.stat().bytes_per_s["dict"] > 0
-
-
-@pytest.mark.parametrize(
-    ("bytes_per_s", "at_once"), [(None, 1), (1e6, 1), (8e6, 3), (1.25e8, 8), (1e10, 8)]
-)
-def test_as_many_reads_share_a_link_as_come_long_before_their_time_out(
-    bytes_per_s: float | None, at_once: int
-) -> None:
-    """Half a second is a quarter of two: at 8 MB/s that is 4 MB, so three reads of 1 MiB."""
-    with engine_with(DictRemote(), RemoteSettings(poll_s=0)) as store:
-        store.put(make_block(FIRST))
-        assert store.flush(60)
-        handle = store.tiers.far[-1].open(FIRST.key)
-        assert handle is not None
-        assert handle.at_once(bytes_per_s) == at_once

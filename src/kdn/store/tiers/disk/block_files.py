@@ -223,7 +223,8 @@ class _FileHandle(Handle):
         """In pieces: the next one is read while the last is taken, which is cached still."""
         read_in_pieces(self.read, ranges, then)
 
-    def at_once(self, bytes_per_s: float | None = None) -> int:
+    @property
+    def at_once(self) -> int:
         return AT_ONCE
 
     def _read_some(self, start: int, stop: int) -> int:

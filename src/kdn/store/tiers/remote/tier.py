@@ -19,6 +19,7 @@ from kdn.store.tiers.remote.calls import RemoteCaller, RemoteCallSettings
 from kdn.store.tiers.remote.catalogue import RemoteCatalogue
 from kdn.store.tiers.remote.client import Listed, Remote, RemoteChanges
 from kdn.store.tiers.remote.entry_bytes import pack_note, read_note
+from kdn.store.tiers.remote.link import RemoteLink
 from kdn.store.tiers.remote.uploads import Uploads
 from kdn.store.tiers.seal import MAX_SEALED_BYTES, NOTE, SEAL_BYTES, KeyRing, is_sealed
 from kdn.store.tiers.tier import Changes, Holding, ManagedTier, Spare, TierUsage
@@ -27,8 +28,6 @@ from kdn.trace import Trace
 __all__ = ["RemoteSettings", "RemoteTier"]
 
 FIRST_BYTES = 16 << 10
-_READ_WITHIN = 0.25
-"""Reads side by side share the link: each is to take no more than this part of its time-out."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +38,7 @@ class RemoteSettings:
     capacity_bytes: int | None = None
     """The most bytes to leave there; None means that the remote looks after itself."""
     read_bytes: int = 1 << 20
-    """Reads are at least this large, unless the block ends before: a round trip should pay."""
+    """Reads are at least this large, unless the block ends before, and larger over a quick link."""
     poll_s: float = 1.0
     """How old the catalogue may get before the remote is asked for changes; 0 asks at every look."""
 
@@ -54,7 +53,7 @@ class _Fetched(Handle):
         key: BlockKey,
         head: bytes,
         size: int,
-        read_bytes: int,
+        link: RemoteLink,
     ) -> None:
         if not 0 < size <= MAX_SEALED_BYTES:
             raise CorruptBlock(f"{remote.name} holds {size} bytes as {key}: that is no block")
@@ -63,7 +62,7 @@ class _Fetched(Handle):
         self._remote = remote
         self._caller = caller
         self._key = key
-        self._read_bytes = read_bytes
+        self._link = link
         self._lock = threading.Lock()
         try:
             self.buffer = allocate(size)
@@ -82,11 +81,9 @@ class _Fetched(Handle):
     def is_read(self, start: int, stop: int) -> bool:
         return any(a <= start and stop <= b for a, b in self._have)
 
-    def at_once(self, bytes_per_s: float | None = None) -> int:
-        """So many that none comes near its time-out; one by one until a read has shown the speed."""
-        calls, within_s = self._caller.settings, _READ_WITHIN * self._caller.settings.timeout_s
-        fitting = int((bytes_per_s or 0.0) * within_s / self._read_bytes)
-        return max(1, min(fitting, calls.workers))
+    @property
+    def at_once(self) -> int:
+        return self._link.at_once
 
     def close(self) -> None:
         return
@@ -94,10 +91,11 @@ class _Fetched(Handle):
     def _fetch(self, start: int, stop: int) -> None:
         """Read what is missing of [start, stop), and on, until the read is large enough."""
         start = max([b for a, b in self._have if a <= start <= b], default=start)
-        stop = min(max(stop, start + self._read_bytes), self.buffer.nbytes)
+        stop = min(max(stop, start + self._link.read_bytes), self.buffer.nbytes)
         doing = f"reading block {self._key}"
         try:
-            data = self._caller.ask(doing, lambda: self._remote.read(self._key, start, stop))
+            with self._link.reading(stop - start):
+                data = self._caller.ask(doing, lambda: self._remote.read(self._key, start, stop))
         except Unreachable as error:
             raise LostBlock(str(error)) from error
         if len(data) != stop - start:
@@ -137,6 +135,7 @@ class RemoteTier(ManagedTier):
         self._clock = clock
         self._trace = trace
         self._caller = RemoteCaller(self.name, settings.calls, clock, rng or Random())
+        self.link = RemoteLink(settings.read_bytes, settings.calls, clock)
         self._catalogue = RemoteCatalogue(self.name, settings.capacity_bytes)
         self._uploads = Uploads(remote)
         self._evicted = 0
@@ -151,8 +150,7 @@ class RemoteTier(ManagedTier):
         if found is None:
             return None
         head, size_bytes = found
-        reach = self._settings.read_bytes
-        handle = _Fetched(self._remote, self._caller, key, head, size_bytes, reach)
+        handle = _Fetched(self._remote, self._caller, key, head, size_bytes, self.link)
         if is_sealed(head) != (self._ring is not None):
             self._catalogue.remove(
                 key
