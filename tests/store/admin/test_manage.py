@@ -19,6 +19,7 @@ from kdn.store import (
     Store,
     encode_block,
     open_store,
+    pack_note,
 )
 from kdn.store.admin.bundle import export_blocks
 from kdn.store.admin.manage import (
@@ -34,10 +35,11 @@ from kdn.store.admin.manage import (
     warm,
 )
 from kdn.store.block.reader import Handle
+from kdn.store.index.index import Entry
 from kdn.store.tiers.memory import MemoryTier
 from kdn.trace import NoTrace
 from tests.store.helpers import MODEL, block_id, make_block
-from tests.store.twins import DictRemote
+from tests.store.twins import DictRemote, Meeting
 
 IDS = [block_id([number] * 64, salt=salt) for number, salt in enumerate(("alice", "alice", "bob"))]
 KEYS = [one.key for one in IDS]
@@ -129,6 +131,24 @@ def test_warming_brings_far_blocks_here() -> None:
         done = warm(reader, [KEYS[0], KEYS[1]])
         assert (done.blocks, done.missing) == (1, 1)
         assert reader.tiers.where(KEYS[0]) == ("memory", "dict")
+
+
+def test_warming_reads_side_by_side_over_a_quick_link() -> None:
+    """Each of two reads ends once both are under way; a block that the remote damaged is missing."""
+    clock, trace, remote = ManualClock(), NoTrace(), Meeting(2)
+    far = RemoteTier(remote, RemoteSettings(poll_s=0), clock, trace)
+    blocks = [encode_block(make_block(block_id(range(n, n + 200)))) for n in range(2)]
+    with Store([MemoryTier(10**6, trace)], far=[far], clock=clock) as store:
+        for block in blocks:
+            store.tenancy.put_into(far, block)
+        damaged = bytearray(blocks[1].data)
+        damaged[-5000] ^= 1
+        remote.write(blocks[1].key, pack_note(Entry.of(blocks[1].header.id)), memoryview(damaged))
+        store.index.refresh()
+        with far.link.reading(10**9):
+            clock.advance(1.0)
+        done = warm(store, [block.key for block in blocks])
+        assert (done.blocks, done.missing) == (1, 1)
 
 
 @pytest.mark.parametrize("what", ["gone", "cut", "damaged"])

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import closing, suppress
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from typing import TypeVar
 
 from kdn.core import BlockKey
 from kdn.errors import BadInput, CorruptBlock, NoSpace, StoreError, Unreachable
 from kdn.machine.text import counted
 from kdn.store.block.format import Block, EncodedBlock, encode_block
-from kdn.store.block.reader import read_whole
+from kdn.store.block.pieces import do_together
+from kdn.store.block.reader import Reader, read_whole
 from kdn.store.block.wire import scales_within
 from kdn.store.codecs import CODECS
 from kdn.store.store import Store
@@ -34,6 +36,8 @@ __all__ = [
 
 _Source = TypeVar("_Source", bound=str | None)
 """The name of a tier; None: the fastest that has the block."""
+_WARMED_AT_ONCE = 8
+"""Blocks that are read side by side: as many calls as a tier makes in parallel."""
 
 
 @dataclass(frozen=True)
@@ -77,18 +81,32 @@ def select(store: Store, which: Which) -> list[BlockKey]:
 
 def warm(store: Store, keys: Iterable[BlockKey]) -> Done:
     """Bring blocks into the fastest tier, and those from far tiers onto the disk too."""
-    done: list[int | None] = []
-    for key in keys:
-        entry = store.index.get(key)
-        reader = None if entry is None else store.open(entry.block_id())
-        if reader is None:
-            done.append(None)
-            continue
-        with reader, suppress(CorruptBlock):  # counted by the store
-            runs = reader.layers(0, reader.shape.num_layers)
-            done.append(sum(run.nbytes for run in runs))
+    names, done = iter(keys), list[int | None]()
+    while some := list(islice(names, _WARMED_AT_ONCE)):
+        done += _read_whole(store, some)
     store.flush()
     return _sum(done)
+
+
+def _read_whole(store: Store, keys: Sequence[BlockKey]) -> list[int | None]:
+    """Read blocks side by side, which puts them into faster tiers too: sizes, None of what does not come."""
+    sizes, readers, held = dict[BlockKey, int](), list[Reader](), ExitStack()
+
+    def open_one(key: BlockKey) -> None:
+        entry = store.index.get(key)
+        reader = None if entry is None else store.open(entry.block_id())
+        if reader is not None:
+            readers.append(held.enter_context(reader))
+
+    def read(reader: Reader) -> None:
+        with suppress(CorruptBlock):  # counted by the store
+            runs = reader.layers(0, reader.shape.num_layers)
+            sizes[reader.id.key] = sum(run.nbytes for run in runs)
+
+    with held:
+        do_together(open_one, keys, len(keys))
+        do_together(read, readers, min((reader.at_once for reader in readers), default=1))
+    return [sizes.get(key) for key in keys]
 
 
 def copy(store: Store, keys: Iterable[BlockKey], target: str, source: str | None = None) -> Done:
