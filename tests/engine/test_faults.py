@@ -56,6 +56,10 @@ class Injected(Exception):
     """What a function raises that was chosen to."""
 
 
+class Interrupted(BaseException):
+    """As Ctrl-C, which is raised wherever it comes, and no Exception."""
+
+
 @dataclass
 class Steps:
     """An engine with a store in memory, stepped by hand."""
@@ -210,7 +214,26 @@ def test_an_exception_anywhere_in_a_step_costs_at_most_the_requests_at_hand(
     assert not {fault: why for fault, why in found.items() if why}
 
 
-def after_a_fault(model: LoadedModel, code: CodeType, at: int, right: Answers) -> str:
+def test_an_interrupt_anywhere_in_the_engine_costs_at_most_the_requests_at_hand(
+    tiny: LoadedModel, functions: dict[CodeType, int], right: Answers
+) -> None:
+    """In the middle of each function's calls; what was under way is not gone on with half done."""
+    found = {}
+    for code, number in functions.items():
+        if room_of(code) == "engine":
+            at = (number + 1) // 2
+            found[code.co_qualname] = after_a_fault(tiny, code, at, right, raised=Interrupted)
+    assert not {fault: why for fault, why in found.items() if why}
+
+
+def after_a_fault(
+    model: LoadedModel,
+    code: CodeType,
+    at: int,
+    right: Answers,
+    *,
+    raised: type[BaseException] = Injected,
+) -> str:
     """What is wrong after the function raised at that call; empty when nothing is."""
     left = [at]
 
@@ -218,14 +241,14 @@ def after_a_fault(model: LoadedModel, code: CodeType, at: int, right: Answers) -
         if entered is code:
             left[0] -= 1
             if left[0] == 0:
-                raise Injected(code.co_qualname)
+                raise raised(code.co_qualname)
 
     with Steps(model).opened() as steps:
         try:
             with watched(maybe_raise):
                 steps.some_work()
-        except Injected:
-            pass  # it was raised in a call that the test itself made
+        except (Injected, Interrupted):
+            pass  # it was raised in a call that the test itself made, or is for who makes the steps
         steps.drain()
         if why := _wrong_answers(steps.streams, right):
             return why

@@ -35,7 +35,7 @@ def intake(tiny: LoadedModel) -> Intake:
 
 def new(intake: Intake, **sampling: object) -> RunningRequest:
     prompt = Prompt((Segment(Role.QUESTION, (5, 6, 7)),))
-    return intake.take(Request("a", prompt, Sampling(**sampling)), lambda: None)  # type: ignore[arg-type]
+    return intake.take(Request("a", prompt, Sampling(**sampling)), RunningStream(lambda: None))  # type: ignore[arg-type]
 
 
 def test_the_table_names_every_state_and_every_state_that_goes_on_may_fail() -> None:
@@ -146,10 +146,10 @@ def test_the_budget_bounds_prompt_and_answer(tiny: LoadedModel) -> None:
     """256 tokens of KV are 131,072 bytes in this model: 200 and 56 fit, 200 and 57 do not."""
     small = Intake(tiny, EngineLimits(kv_bytes=131_072), ManualClock(), seed=0)
     prompt = Prompt((Segment(Role.QUESTION, (5,) * 200),))
-    fits = small.take(Request("a", prompt, Sampling(max_tokens=56)), lambda: None)
+    fits = small.take(Request("a", prompt, Sampling(max_tokens=56)), RunningStream(lambda: None))
     assert fits.max_new_tokens == 56
     with pytest.raises(PromptTooLong, match="its answer \\(up to 57\\)"):
-        small.take(Request("a", prompt, Sampling(max_tokens=57)), lambda: None)
+        small.take(Request("a", prompt, Sampling(max_tokens=57)), RunningStream(lambda: None))
 
 
 def test_times_are_counted_from_arrival(intake: Intake) -> None:

@@ -35,7 +35,7 @@ from kdn.engine.kv import (
     shared_tokens,
     wanted_capture,
 )
-from kdn.engine.request import Intake, RunningRequest
+from kdn.engine.request import Intake, RunningRequest, RunningStream
 from kdn.model import LoadedModel
 from tests.engine.runs import HeldSource, load_tiny, some_tokens
 
@@ -57,7 +57,7 @@ def tiny(tiny_model: Callable[..., Path], model_cache: Path) -> LoadedModel:
 def running(model: LoadedModel, asked: Request, plan: Plan | None = None) -> RunningRequest:
     """A prompt whose KV was noted: K of position p is p."""
     intake = Intake(model, EngineLimits(kv_bytes=1 << 28), ManualClock(), seed=0)
-    made = intake.take(asked, lambda: None)
+    made = intake.take(asked, RunningStream(lambda: None))
     plan = plan or Plan(PROMPT.token_ids)
     made.planned = Planned(plan)
     wanted = wanted_capture(asked, plan)

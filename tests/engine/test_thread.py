@@ -97,6 +97,56 @@ def test_a_panic_where_steps_are_made_by_hand_is_raised_there(tiny: LoadedModel)
     engine.close()
 
 
+def rest(engine: Engine) -> None:
+    """Step until there is nothing to do."""
+    while engine.step():
+        pass
+
+
+@pytest.mark.parametrize("stop", [KeyboardInterrupt, SystemExit, GeneratorExit])
+def test_a_stop_in_a_listener_reaches_the_one_who_makes_the_steps(
+    stop: type[BaseException], tiny: LoadedModel
+) -> None:
+    """It costs that request; the other has its three tokens after it, and all memory comes back."""
+    limits = EngineLimits(KV_BYTES)
+    engine = Engine(tiny, TorchAttention(), Computes(), limits, ManualClock(), threaded=False)
+    heard, told = list[object](), list[object]()
+
+    def interrupted(item: object) -> None:
+        heard.append(item)
+        raise stop
+
+    ask(engine, "interrupted").on_event(interrupted)
+    ask(engine, "other").on_event(told.append)
+    with pytest.raises(stop):
+        rest(engine)
+    assert len(heard) == 1, "the first token"
+    rest(engine)
+    *tokens, finish, end = told
+    assert (len(tokens), end) == (3, None)
+    assert isinstance(finish, Finish)
+    assert (len(heard), engine.free_kv()) == (1, KV_BYTES)
+    engine.check()
+    ask(engine, "open").on_event(interrupted)
+    with pytest.raises(stop):
+        engine.close()  # which ends that request: its listener is told
+
+
+def test_four_interrupts_in_a_minute_do_not_stop_the_engine(tiny: LoadedModel) -> None:
+    limits, planner = EngineLimits(KV_BYTES), Panicking()
+    engine = Engine(tiny, TorchAttention(), planner, limits, ManualClock(), threaded=False)
+    for name in "abcd":
+        planner.has_panicked = False
+        stream = ask(engine, name)
+        with pytest.raises(Panic):
+            engine.step()
+        assert "begins again" in str(ended(stream))
+    stream = ask(engine, "next")
+    rest(engine)
+    assert isinstance(ended(stream), Finish)
+    engine.close()
+
+
 class EndingClock(ManualClock):
     """A clock that ends the engine's thread while it is broken: the account of failures needs it, too."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
 import threading
 from collections.abc import Callable, Mapping
@@ -200,7 +201,8 @@ def test_what_an_earlier_file_was_unpacked_to_goes(tiny_model: Tiny, tmp_path: P
     others = [unpack_gguf(file, cache, torch.bfloat16), unpack_gguf(other, cache, torch.float32)]
     earlier = unpack_gguf(file, cache, torch.float32)
     before = cache / "a-0123456789abcdef"
-    before.mkdir()  # does not say what it was unpacked from
+    shutil.copytree(others[0], before)
+    (before / "unpacked-from.txt").unlink()  # an older one, which does not say where it comes from
     (cache / ".a.gone-killed" / "a-1123456789abcdef").mkdir(parents=True)
     os.utime(file, (1, 1))
     emptied: list[Path] = []
@@ -246,6 +248,42 @@ def test_what_a_killed_process_left_goes_with_the_next_unpacking(
     folder.rename(tmp_path / "elsewhere")
     unpack_gguf(file, tmp_path / "cache", torch.float32)
     assert list((tmp_path / "cache").iterdir()) == [folder]
+
+
+def test_what_other_versions_and_other_files_left_half_made_goes(
+    tiny_model: Tiny, tmp_path: Path
+) -> None:
+    """Of a file that was replaced, of a file that is gone, and of a version that locked nothing."""
+    file, cache = write_gguf(tiny_model("llama"), tmp_path / "a.gguf"), tmp_path / "cache"
+    halves = (
+        ".a-0123456789abcdef.part-killed",
+        ".b-0123456789abcdef.part-killed",
+        ".a-0123456789abcdef.x7h2_9qk",
+        ".b.gone-killed",
+        "a-0123456789abcdef",
+    )
+    for name in halves:
+        (cache / name).mkdir(parents=True)
+        (cache / name / "model.safetensors").write_bytes(b"half")
+    folder = unpack_gguf(file, cache, torch.float32)
+    assert list(cache.iterdir()) == [folder]
+
+
+@pytest.mark.parametrize("name", ["tokenizer_config.json", "model.safetensors"])
+def test_a_folder_that_lost_a_file_is_made_again(
+    name: str, tiny_model: Tiny, tmp_path: Path
+) -> None:
+    """Versions that emptied a folder under its name left such ones; so does what tidies caches up."""
+    file, cache = write_gguf(tiny_model("llama"), tmp_path / "a.gguf"), tmp_path / "cache"
+    whole = unpack_gguf(file, cache, torch.float32)
+    was = (whole / name).read_bytes()
+    (whole / name).unlink()
+    assert unpack_gguf(file, cache, torch.float32) == whole
+    assert (whole / name).read_bytes() == was
+    (whole / name).write_bytes(b"")  # as a power cut leaves what was not written yet
+    unpack_gguf(file, cache, torch.float32)
+    assert (whole / name).read_bytes() == was
+    assert list(cache.iterdir()) == [whole]
 
 
 def test_a_tokenizer_beside_the_file_is_used(tiny_model: Tiny, tmp_path: Path) -> None:

@@ -76,8 +76,11 @@ class Lengths:
 class ScriptedStream:
     """Plays one answer. Events wait until somebody listens."""
 
-    def __init__(self, request: Request, exact: int, answer: str) -> None:
+    def __init__(
+        self, request: Request, exact: int, answer: str, spelling: threading.Event
+    ) -> None:
         self.request = request
+        self._spelling = spelling
         self.cancelled = False
         self.ended = False
         self.finish: Finish | None = None
@@ -142,6 +145,7 @@ class ScriptedStream:
         with suppress(RuntimeError):
             asyncio.get_running_loop()
             raise AssertionError("a prompt is spelled out in the event loop")
+        self._spelling.wait()
         ids = self.request.prompt.token_ids
         return tuple(Token(one, chr(one), -0.5 if at else None) for at, one in enumerate(ids))
 
@@ -191,8 +195,8 @@ def rank_by_length(query: str, **options: object) -> Asking:
 
 @dataclass
 class ScriptedService:
-    """Serves `answer` to everybody. `gate` cleared stops time; `broken` fails what runs, and a prompt
-    that holds `fault` fails as a fault of the program would."""
+    """Serves `answer` to everybody. `gate` cleared stops time, and `spelling` what spells prompts out;
+    `broken` fails what runs, and a prompt that holds `fault` fails as a fault of the program would."""
 
     max_context: int = 4096
     name: str = "scripted"
@@ -212,6 +216,8 @@ class ScriptedService:
         self.vocabulary = Characters()
         self.gate = threading.Event()
         self.gate.set()
+        self.spelling = threading.Event()
+        self.spelling.set()
         self.broken: Exception | None = None
         self.pause_at: int | None = None
         """A stream that has sent so many tokens stands still until it is cancelled."""
@@ -260,7 +266,7 @@ class ScriptedService:
         if self.fault is not None and self.fault in text:
             raise ZeroDivisionError(self.fault)
         with self._work:
-            stream = ScriptedStream(request, self._exact(request), self.answer)
+            stream = ScriptedStream(request, self._exact(request), self.answer, self.spelling)
             self.requests.append(request)
             self.streams.append(stream)
             self._work.notify()

@@ -58,7 +58,8 @@ class EngineStat:
 class Engine:
     """Runs requests on one model. Create, `submit` from any thread, `close`.
 
-    With `threaded=False` nothing runs until `step` is called: for tests and simulations.
+    With `threaded=False` nothing runs until `step` is called: for tests and simulations.  Ctrl-C and
+    sys.exit are raised there then, by `step` and `close`.
     """
 
     def __init__(
@@ -118,6 +119,8 @@ class Engine:
         self._lock = threading.Lock()
         self._open: dict[str, RunningRequest] = {}
         """Requests that were taken and have not ended, by id."""
+        self._interrupts: deque[BaseException] = deque(maxlen=0 if threaded else None)
+        """What listeners raised, for the one who makes the steps; a thread of ours takes none."""
         self._failures: deque[float] = deque()
         """When the loop failed, lately."""
         self._stopped: EngineFailed | None = None
@@ -137,7 +140,8 @@ class Engine:
 
         Raises EngineFailed when the engine is closed or has stopped.
         """
-        running = self._intake.take(request, self._wake.set)
+        stream = RunningStream(self._wake.set, self._interrupts.append)
+        running = self._intake.take(request, stream)
         if self._thread is not None:
             give_up_workers()  # the engine's thread needs the processors
         with self._lock:
@@ -148,7 +152,7 @@ class Engine:
             self._open[request.id] = running
             self._inbox.put(running)
         self._wake.set()
-        return running.stream
+        return stream
 
     @property
     def is_running(self) -> bool:
@@ -207,22 +211,33 @@ class Engine:
         self._fail_all(EngineFailed("the engine was closed while the request was running"))
         if self._pool is not None:
             self._pool.leave(self._budget)
+        if self._interrupts:
+            _raise_first(self._interrupts)
 
     def check(self) -> None:
         """Audit the accounts. Raises AssertionError. Only meaningful between steps."""
         self._loop.check()
 
     def step(self) -> bool:
-        """One unit of work. False when there was nothing to do. Survives what ends the loop."""
+        """One unit of work. False when there was nothing to do. Survives what ends the loop.
+
+        Without a thread of its own the engine raises what is no Exception.  Where a listener raised it,
+        that request is cancelled and the others go on; elsewhere it ends the requests at hand.
+        """
         try:
             with self._turn, torch.inference_mode():
-                return self._loop.step()
+                worked = self._loop.step()
         except BaseException as error:  # a panic of a library in Rust, too, and sys.exit
-            if self._thread is None and not isinstance(error, Exception):
-                raise  # a stop, which is meant for the caller's thread
-            _log.exception("the engine's loop failed")
-            self._begin_again(error)
+            is_interrupt = self._thread is None and not isinstance(error, Exception)
+            if not is_interrupt:
+                _log.exception("the engine's loop failed")
+            self._begin_again(error, counts=not is_interrupt)
+            if is_interrupt:
+                raise
             return False
+        if self._interrupts:
+            _raise_first(self._interrupts)
+        return worked
 
     def _run(self) -> None:
         try:
@@ -236,9 +251,10 @@ class Engine:
             _log.exception("the engine's thread failed")
             self._stop_for_good(f"because its thread failed: {error!r}", error)
 
-    def _begin_again(self, error: BaseException) -> None:
-        """Fail all requests and start an empty loop, or stop for good when it failed too often."""
-        self._note_failure()
+    def _begin_again(self, error: BaseException, *, counts: bool) -> None:
+        """Fail all requests and start an empty loop, or stop for good when failures that count are many."""
+        if counts:
+            self._note_failure()
         if len(self._failures) > _MAX_FAILURES:
             times = f"{len(self._failures)} failures in {_FAILURES_WITHIN_S:.0f} s"
             self._stop_for_good(f"after {times}, the last was {error!r}", error)
@@ -292,6 +308,13 @@ class Engine:
         with self._lock:
             if self._open.get(running.id) is running:
                 del self._open[running.id]
+
+
+def _raise_first(interrupts: deque[BaseException]) -> None:
+    """Raise the first of them, and forget all."""
+    first = interrupts[0]
+    interrupts.clear()
+    raise first
 
 
 def _compute_with(num_threads: int) -> None:

@@ -43,11 +43,18 @@ _log = logging.getLogger(__name__)
 Item = StreamEvent | Exception | None
 
 
+def _ignore(_item: object) -> None:
+    return None
+
+
 class RunningStream:
     """Events come from the engine's thread; the caller iterates, or has them pushed."""
 
-    def __init__(self, wake: Callable[[], None]) -> None:
-        self._wake = wake
+    def __init__(
+        self, wake: Callable[[], None], interrupted: Callable[[BaseException], None] = _ignore
+    ) -> None:
+        """`interrupted` is told what a listener raised that is no Exception: Ctrl-C or sys.exit."""
+        self._wake, self._interrupted = wake, interrupted
         self._lock = threading.Lock()
         self._items: queue.SimpleQueue[Item] = queue.SimpleQueue()
         self._listener: Callable[[Item], None] | None = None
@@ -92,10 +99,12 @@ class RunningStream:
             return
         try:
             self._listener(item)
-        except BaseException:  # noqa: BLE001  callers' code may fail in any way, and call sys.exit
+        except BaseException as error:  # noqa: BLE001  callers' code may fail in any way
             _log.exception("a listener failed; its request is cancelled")
             self._listener = _ignore
             self.cancel()
+            if not isinstance(error, Exception):
+                self._interrupted(error)
 
     def on_event(self, listener: Callable[[Item], None]) -> None:
         """From now on push to `listener`, beginning with what has come already."""
@@ -110,10 +119,6 @@ class RunningStream:
                 raise item
             yield item
         self._items.put(None)  # one that reads on must not wait
-
-
-def _ignore(_item: Item) -> None:
-    return None
 
 
 @dataclass
@@ -318,7 +323,7 @@ class Intake:
         )
         """What a prompt that is asked for one token needs."""
 
-    def take(self, request: Request, wake: Callable[[], None]) -> RunningRequest:
+    def take(self, request: Request, stream: RunningStream) -> RunningRequest:
         """The request with all that it needs to run. Raises PromptTooLong, UnknownModel or BadInput.
 
         A constraint that was not compiled before is compiled now, while the caller waits.
@@ -341,7 +346,7 @@ class Intake:
             request = replace(request, reuse=False, techniques=())
         return RunningRequest(
             request=request,
-            stream=RunningStream(wake),
+            stream=stream,
             sampler=Sampler(
                 sampling,
                 next(self._seeds),

@@ -15,13 +15,13 @@ __all__ = ["locked_folder"]
 
 
 @contextmanager
-def locked_folder(parent: Path, prefix: str) -> Iterator[Path]:
+def locked_folder(parent: Path, prefix: str, leftovers: str | None = None) -> Iterator[Path]:
     """A new folder in `parent`, which goes at the end of the block, unless it was moved away.
 
-    Those under the same prefix whose process has ended, killed ones too, are removed first.
-    Raises OSError.
+    Those under the same prefix whose process has ended, killed ones too, are removed first; with
+    `leftovers`, a pattern of names, all that it matches.  Raises OSError.
     """
-    for path in parent.glob(f"{glob.escape(prefix)}*"):
+    for path in parent.glob(leftovers or f"{glob.escape(prefix)}*"):
         _remove_if_dead(path)
     folder, lock = _made(parent, prefix)
     try:

@@ -66,6 +66,7 @@ def create_app(
         shutdown,
         threads=CapacityLimiter(_THREADS),
         compiling=CapacityLimiter(_THREADS),
+        telling=CapacityLimiter(1),  # work of Python, which several threads do no sooner
         clock=clock,
         new_id=new_id,
         recent=RecentRequests(clock),

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
 from typing import Any
 
 import openai
 import pytest
 
+from kdn.rag import Vectors
+from kdn.serve.service import ServedEmbedder
 from tests.serve.running import Running, running
-from tests.serve.scripted import ScriptedService
+from tests.serve.scripted import Lengths, ScriptedService
 
 
 @pytest.fixture(scope="module")
@@ -53,6 +58,27 @@ def test_nothing_is_cut_in_silence(server: Running) -> None:
         cut = post(input=long, truncate_prompt_tokens=-1).json()
         assert (cut["data"][0]["embedding"], cut["usage"]["prompt_tokens"]) == ([20.0, 0.5], 20)
     assert post(input="x", truncate_prompt_tokens=7).status_code == 400
+
+
+def test_prompts_are_made_while_texts_are_embedded() -> None:
+    """Twenty clients embed; they would take every thread that makes prompts, of 16."""
+    service, begun, go_on = ScriptedService(), threading.Event(), threading.Event()
+
+    class Slow(Lengths):
+        def embed_ids(self, ids: Sequence[Sequence[int]]) -> Vectors:
+            begun.set()
+            go_on.wait()
+            return super().embed_ids(ids)
+
+    served = replace(service.served(), embedder=ServedEmbedder("lengths", 20, Slow))
+    with running(served) as server, ExitStack() as clients:
+        clients.callback(go_on.set)
+        for _ in range(20):
+            clients.enter_context(server.asking("/v1/embeddings", b'{"input": "abc"}'))
+        begun.wait()
+        made = server.http.post("/tokenize", json={"prompt": "ab"}, timeout=20)
+    assert made.json()["tokens"] == [97, 98]
+    service.close()
 
 
 def test_another_model_is_not_found(server: Running) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import json
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from typing import Any
 
@@ -102,6 +103,24 @@ def test_a_prompt_is_spelled_out_beside_the_event_loop(
     answer = server.http.post(f"/v1/{path}", json={**body, "max_tokens": 1})
     assert answer.status_code == 200
     assert "-0.5" in answer.text, "the prompt's own probabilities"
+
+
+def test_prompts_are_made_while_others_are_spelled_out() -> None:
+    """Twenty answers that tell their prompts would take every thread that makes prompts, of 16."""
+    service = ScriptedService()
+    service.spelling.clear()
+    body = {"messages": ASK, "prompt_logprobs": 1, "max_tokens": 1}
+    with running(service) as server, ThreadPoolExecutor(20) as clients:
+        try:
+            post = server.http.post
+            told = [clients.submit(post, "/v1/chat/completions", json=body) for _ in range(20)]
+            wait_for(lambda: sum(one.ended for one in service.streams) == 20)
+            made = server.http.post("/tokenize", json={"prompt": "ab"}, timeout=20)
+        finally:
+            service.spelling.set()
+        assert made.json()["tokens"] == [97, 98]
+        assert all("-0.5" in one.result().text for one in told), "each in its turn"
+    service.close()
 
 
 def test_an_answer_of_n_choices_streams_each_with_its_own_role(server: Running) -> None:

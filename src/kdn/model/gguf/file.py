@@ -2,7 +2,7 @@
 
 The folder holds config.json, model.safetensors, tokenizer.json and tokenizer_config.json.  It is
 written beside its final place and renamed, so that two processes may do the same work and either
-may be killed: a folder that is there is whole.
+may be killed.  A folder that lacks a file is not used: something else took it.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import glob
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,10 @@ __all__ = ["unpack_gguf"]
 _FORMAT = "kdn-unpacked-4"
 """Changes when what is written changes, so that older folders are not used."""
 _SOURCE = "unpacked-from.txt"
+_ALWAYS = ("config.json", "model.safetensors", "tokenizer.json")
+"""Files of every unpacked model, of earlier formats too."""
+_LEFTOVERS = ".*.*"
+"""Hidden folders: half-made ones, and those on their way out, of every file and every version."""
 
 _ENDS = ("eos", "eot", "eom")
 """End of text, of a turn and of a message: each ends an answer, as in llama.cpp."""
@@ -61,18 +65,24 @@ def unpack_gguf(file: Path, cache_dir: Path, dtype: torch.dtype) -> Path:
     """The folder that holds `file`'s model with its weights in `dtype`, made now if need be.
 
     The folder is found by the file's path, size and time, so that a second call reads nothing.  What
-    the last file of that path was unpacked to is removed.
+    the last file of that path was unpacked to is removed, and so is what was left half-made or half-empty.
     A tokenizer.json beside the file is preferred to the one inside.
     Raises WeightsError when the file is torn, holds a model that kdn cannot run, or when the folder
     cannot be written.
     """
     folder = cache_dir / f"{file.stem}-{_state(file, dtype)}"
-    if folder.is_dir():
+    beside = [part.name for part in _tokenizer_beside(file)] or ["tokenizer_config.json"]
+    was_there = folder.is_dir()
+    if _is_whole(folder, (*_ALWAYS, *beside, _SOURCE)):
         return folder
     with ExitStack() as stack:
         try:
             make_private(cache_dir)
-            building = stack.enter_context(locked_folder(cache_dir, f".{folder.name}.part-"))
+            if was_there:  # and not since: another process may have made it
+                _remove([folder], cache_dir)
+            building = stack.enter_context(
+                locked_folder(cache_dir, f".{folder.name}.part-", _LEFTOVERS)
+            )
         except OSError as error:
             raise WeightsError(
                 f"{file} must be unpacked, and {cache_dir} cannot be written ({error.strerror}); set "
@@ -94,13 +104,31 @@ def unpack_gguf(file: Path, cache_dir: Path, dtype: torch.dtype) -> Path:
 
 
 def _remove_others(folder: Path, source: str) -> None:
-    """What earlier files of the same path were unpacked to; moved away first, as it may be cut short."""
-    stem, cache_dir = folder.name.rpartition("-")[0], folder.parent
-    with locked_folder(cache_dir, f".{stem}.gone-") as gone:
-        for other in cache_dir.glob(f"{glob.escape(stem)}-*"):
-            with suppress(OSError):  # it says nothing of a source, or another process removes it
-                if other != folder and (other / _SOURCE).read_text("utf-8") == source:
-                    other.rename(gone / other.name)
+    """What earlier files of the same path were unpacked to, and what is half-empty."""
+    found = []
+    for other in folder.parent.glob(f"{glob.escape(folder.name.rpartition('-')[0])}-*"):
+        with suppress(OSError):  # it says nothing of a source, or another process removes it
+            if other != folder and (
+                not _is_whole(other, _ALWAYS) or (other / _SOURCE).read_text("utf-8") == source
+            ):
+                found.append(other)
+    _remove(found, folder.parent)
+
+
+def _is_whole(folder: Path, names: Sequence[str]) -> bool:
+    """Is there something in each of these files? A power cut may leave names without contents."""
+    try:
+        return all((folder / name).stat().st_size for name in names)
+    except OSError:
+        return False
+
+
+def _remove(folders: Sequence[Path], cache_dir: Path) -> None:
+    """Moved away first, as removing may be cut short. Raises OSError where nothing can be moved."""
+    with locked_folder(cache_dir, ".unpacked.gone-") as gone:
+        for folder in folders:
+            with suppress(OSError):  # another process removes it
+                folder.rename(gone / folder.name)
 
 
 def _source(file: Path, dtype: torch.dtype) -> str:
@@ -112,8 +140,8 @@ def _publish(building: Path, folder: Path) -> None:
         make_tree_private(building)
         building.rename(folder)
     except OSError:
-        # Another process was quicker: its folder holds the same and is whole.
-        if not folder.is_dir():
+        # Another process was quicker: its folder holds the same.
+        if not _is_whole(folder, _ALWAYS):
             raise
 
 

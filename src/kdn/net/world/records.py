@@ -212,6 +212,8 @@ FLOW = np.dtype(
         # the window
         ("cwnd", "f8"),
         ("ssthresh", "f8"),
+        ("filled", "i8"),  # packets before this number met a window with data for all of it
+        ("unfilled", "i8"),  # how long the application was the limit, up to the last ACK
         ("inflight", "i8"),
         ("pacing", "f8"),  # bytes per ns; 0 is unpaced
         ("next_send", "i8"),

@@ -164,6 +164,7 @@ def acknowledge(state: State, packet: int, now: int) -> None:
         late_feedback(flow, p.seq)
         return
     _note_order(flow, p.seq)
+    is_used = _uses_window(flow, p.seq, now)
     _unlink(state, packet)
     rtt = float(now - p.t_send)
     _measure_rtt(flow, rtt, now)
@@ -178,9 +179,22 @@ def acknowledge(state: State, packet: int, now: int) -> None:
     if p.ecn == CE:
         flow.ce += 1
         on_marked(flow, p.sent_ecn, p.size, p.t_send, now)
-    grown = 0 if p.ecn == CE and flow.grows_on_marks == 0 else p.size
+    grows = is_used and (p.ecn != CE or flow.grows_on_marks == 1)
+    grown = p.size if grows else 0
     on_acked(flow, p.size, grown, rtt, rate, p.delivered, now)
     find_lost(state, p.flow, now)
+
+
+@compiled
+def _uses_window(flow: Rows, seq: int, now: int) -> bool:
+    """Was there data for the whole window while the packet was in flight? Else its ACK says nothing of a
+    larger one (RFC 9438, 5.8). Data that only pacing holds back counts (RFC 9002, 7.8)."""
+    if flow.inflight + flow.app_bytes + flow.size > flow.cwnd:
+        flow.filled = flow.seq
+    if seq < flow.filled:
+        return True
+    flow.unfilled += now - flow.last_progress
+    return False
 
 
 @compiled
@@ -256,7 +270,7 @@ def feed_app(clock: Rows, flow: Rows, now: int) -> int:
     if flow.app_bytes < flow.size:
         flow.t_ready = now
         flow.chunk_sent = 0.0
-        _slow_start_after_idle(flow, now)
+        _note_idle(flow, now)
     flow.app_bytes += packets * flow.size
     wait = flow.interval
     if flow.interval_spread > 0.0:
@@ -265,11 +279,12 @@ def feed_app(clock: Rows, flow: Rows, now: int) -> int:
 
 
 @compiled
-def _slow_start_after_idle(flow: Rows, now: int) -> None:
+def _note_idle(flow: Rows, now: int) -> None:
     """A window that was not used for a timeout says nothing about the path any more."""
-    idle = flow.inflight == 0 and now - flow.last_sent > max(
-        flow.srtt + 4.0 * flow.rttvar, _MIN_RTO
-    )
+    if flow.inflight > 0:
+        return
+    flow.unfilled += now - flow.last_progress
+    idle = now - flow.last_sent > max(flow.srtt + 4.0 * flow.rttvar, _MIN_RTO)
     if idle and flow.restarts_after_idle == 1:
         flow.cwnd = min(flow.cwnd, 10.0 * flow.size)
         flow.epoch = 0

@@ -73,7 +73,7 @@ class Answers(ABC):
     async def _made(self, make: Callable[..., Any], *arguments: Any) -> Any:
         """What `make` returns; beside the event loop where prompts are told, which may take seconds."""
         if self.tells_prompts:
-            return await self.job.in_thread(make, *arguments)
+            return await self.job.tell(make, *arguments)
         return make(*arguments)
 
     def _choices(self, answers: list[GatheredAnswer]) -> Any:

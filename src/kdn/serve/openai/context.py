@@ -244,8 +244,8 @@ class HttpJob:
     """Why the job's request of that id was not reused further."""
     steering: Callable[[HttpJob, Sequence[int]], Awaitable[SteeringReport | UnsetType]]
     """What steering did to the first answer, whose tokens are given."""
-    in_thread: Callable[..., Awaitable[Any]]
-    """`RequestContext.in_thread`."""
+    tell: Callable[..., Awaitable[Any]]
+    """What a function returns that tells prompts' tokens, worked out in the one thread for that."""
     traceparent: str = ""
     """The caller's trace."""
     background: bool = False
@@ -287,6 +287,8 @@ class RequestContext:
     """For prompts: routes that wait for the store have others."""
     compiling: CapacityLimiter
     """For constraints: what takes long there delays nothing else."""
+    telling: CapacityLimiter
+    """For answers that tell prompts' tokens, which take seconds: prompts do not wait for them."""
     clock: Clock
     new_id: Callable[[], str]
     recent: RecentRequests
@@ -319,7 +321,7 @@ class RequestContext:
             priority=body.priority or 0,
             explain=self.explain,
             steering=partial(steering_of, self),
-            in_thread=self.in_thread,
+            tell=partial(run_sync, limiter=self.telling),
             traceparent=http.headers.get("traceparent", ""),
             background=is_background(http.scope),
         )

@@ -6,6 +6,8 @@ import base64
 import struct
 from collections.abc import Sequence
 
+from anyio import CapacityLimiter
+from anyio.to_thread import run_sync
 from fastapi import APIRouter, Response
 
 from kdn.errors import MissingExtra
@@ -19,19 +21,21 @@ from kdn.serve.service import ServedEmbedder, TextEmbedder
 
 __all__ = ["embedding_routes"]
 
+_THREADS = 4
+"""Requests that are embedded at one time: prompts do not wait for them."""
 _CHARS_PER_TOKEN = 64
 """No text of more characters a token is tokenised only to find that it is too long."""
 
 
 def embedding_routes(context: RequestContext) -> APIRouter:
     """The route, bound to one server's parts."""
-    router = bounded_router()
+    router, threads = bounded_router(), CapacityLimiter(_THREADS)
 
     @router.post("/v1/embeddings")
     async def embed(body: EmbeddingBody) -> Response:
         refuse_unsupported(body.model_extra)
         served = _embedder(context, body.model)
-        return json_response(await context.in_thread(_embed, served, body))
+        return json_response(await run_sync(_embed, served, body, limiter=threads))
 
     return router
 

@@ -18,11 +18,14 @@ _BETA = 0.7
 def on_acked(
     flow: Rows, size: int, grown: int, rtt: float, rate: float, sent_in_round: int, now: int
 ) -> None:
-    """Slow start below the threshold; above it toward the cubic of one round trip ahead."""
+    """Slow start below the threshold; above it toward the cubic of one round trip ahead.
+
+    Time in which the application was the limit does not count (4.2).
+    """
     if flow.cwnd < flow.ssthresh:
         flow.cwnd += grown
-    else:
-        _follow_cubic(flow, grown, now)
+    elif grown > 0:
+        _follow_cubic(flow, grown, now - flow.unfilled)
     flow.cwnd = min(flow.cwnd, flow.rwnd)
 
 

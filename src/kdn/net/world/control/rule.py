@@ -76,8 +76,8 @@ class Rule(NamedTuple):
     on_acked: Callable[..., None]
     """(flow, size, grown, rtt, rate, sent_in_round, now): a packet of `size` bytes was acknowledged.
 
-    The window grows for `grown` of the bytes; `rate` is the delivery rate that the packet saw, and
-    `sent_in_round` the flow's delivered count when the packet was sent.
+    The window grows for `grown` of the bytes, which are 0 where it was not used; `rate` is the delivery
+    rate that the packet saw, and `sent_in_round` the flow's delivered count when the packet was sent.
     """
     on_marked: Callable[..., None]
     """(flow, sent_ecn, size, t_send, now): the ACK says that the packet arrived with CE."""
