@@ -56,6 +56,12 @@ class Links:
         if seconds > 0:
             self._last[tier] = num_bytes / seconds
 
+    def forget(self, tier: str) -> None:
+        """As if nothing had been read from it."""
+        with self._lock:
+            self._sums.pop(tier, None)
+            self._last.pop(tier, None)
+
     def bytes_per_s(self, tier: str) -> float | None:
         """What the tier gave lately; None when nothing was read from it yet."""
         with self._lock:

@@ -190,6 +190,8 @@ class _FileHandle(Handle):
     Reads cover whole pages, as O_DIRECT wants it; so do the parts of a block.
     """
 
+    at_once = AT_ONCE
+
     def __init__(self, descriptor: int, files: Files) -> None:
         """Takes the descriptor over. Raises CorruptBlock for what is no file of a block's size."""
         self._descriptor: int | None = descriptor
@@ -222,10 +224,6 @@ class _FileHandle(Handle):
     def read_each(self, ranges: Sequence[tuple[int, int]], then: Take) -> None:
         """In pieces: the next one is read while the last is taken, which is cached still."""
         read_in_pieces(self.read, ranges, then)
-
-    @property
-    def at_once(self) -> int:
-        return AT_ONCE
 
     def _read_some(self, start: int, stop: int) -> int:
         """How many bytes came: less than all is no end of the file, and an error is no damage to it."""

@@ -28,9 +28,14 @@ class RemoteLink:
 
     @contextmanager
     def reading(self, num_bytes: int) -> Iterator[None]:
-        """A read of so many bytes; one that fails shows no speed."""
-        with self._links.side_by_side("", lambda: num_bytes):
-            yield
+        """A read of so many bytes. After one that fails the speed is not known any more: it may have been too
+        much at once for a link that became slow."""
+        try:
+            with self._links.side_by_side("", lambda: num_bytes):
+                yield
+        except BaseException:
+            self._links.forget("")
+            raise
 
     @property
     def read_bytes(self) -> int:
