@@ -166,6 +166,20 @@ def test_scrubbing_tells_size_absence_and_damage() -> None:
     assert not world.slow.holds(FIRST.key)
 
 
+@pytest.mark.parametrize("count", [1, 3, 8])
+def test_reads_that_share_a_link_show_its_speed_together(count: int) -> None:
+    """Each of 10 MB over 10 MB/s; they end a moment after one another."""
+    clock = ManualClock()
+    links = Links(clock)
+    for _ in range(3):
+        with ExitStack() as reads:
+            for _ in range(count):
+                reads.enter_context(links.side_by_side("node", lambda: 10**7))
+            clock.advance(count)
+    assert links.last_bytes_per_s("node") == 10**7
+    assert links.bytes_per_s("node") == pytest.approx(10**7)
+
+
 def test_reads_side_by_side_take_their_time_once() -> None:
     """100 bytes from second 0 to 2 and 100 from 1 to 4 are 50 bytes a second; one that fails is none."""
     clock = ManualClock()

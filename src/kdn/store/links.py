@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 from kdn.clock import Clock
 
@@ -12,6 +13,18 @@ __all__ = ["Links"]
 
 FADE = 0.9
 """What an old read counts for beside a new one: about the last ten reads decide."""
+
+
+@dataclass
+class _Group:
+    """Reads side by side of which no bytes were noted yet."""
+
+    since_s: float
+    running: int = 0
+    most: int = 0
+    """How many of them ran together."""
+    ended: int = 0
+    num_bytes: int = 0
 
 
 class Links:
@@ -22,8 +35,7 @@ class Links:
         self._lock = threading.Lock()
         self._sums: dict[str, tuple[float, float]] = {}
         self._last: dict[str, float] = {}
-        self._at_once: dict[str, tuple[int, float]] = {}
-        """Reads under way side by side, and since when no bytes of them were noted."""
+        self._groups: dict[str, _Group] = {}
 
     def note(self, tier: str, num_bytes: int, seconds: float) -> None:
         """A read of `num_bytes` took so long."""
@@ -37,18 +49,31 @@ class Links:
         Once it is over `moved_bytes` tells how much it was.
         """
         with self._lock:
-            reads, since_s = self._at_once.get(tier, (0, 0.0))
-            self._at_once[tier] = (reads + 1, since_s if reads else self.clock.now())
+            group = self._groups.get(tier)
+            if group is None or not group.running:
+                group = self._groups[tier] = _Group(self.clock.now())
+            group.running += 1
+            group.most = max(group.most, group.running)
         came = 0
         try:
             yield
             came = moved_bytes()
         finally:
             with self._lock:
-                (reads, since_s), now_s = self._at_once[tier], self.clock.now()
-                self._at_once[tier] = (reads - 1, now_s if came else since_s)
-                if came:
-                    self._note(tier, came, now_s - since_s)
+                self._end(tier, group, came)
+
+    def _end(self, tier: str, group: _Group, num_bytes: int) -> None:
+        """Reads that share a link end nearly together: only all of them together show its speed."""
+        group.running -= 1
+        group.ended += 1
+        group.num_bytes += num_bytes
+        if group.running and group.ended < group.most:
+            return
+        now_s = self.clock.now()
+        if group.num_bytes:
+            self._note(tier, group.num_bytes, now_s - group.since_s)
+            group.since_s, group.num_bytes = now_s, 0
+        group.ended, group.most = 0, group.running
 
     def _note(self, tier: str, num_bytes: int, seconds: float) -> None:
         old_bytes, old_s = self._sums.get(tier, (0.0, 0.0))

@@ -222,7 +222,7 @@ def open_leading(
     hits, opened, missing = tuple(hits), dict[int, Reader](), list[int]()
 
     def work(number: int) -> None:
-        reader = None if missing else open_one(hits[number])
+        reader = None if any(gone < number for gone in missing) else open_one(hits[number])
         if reader is None:
             missing.append(number)
         else:

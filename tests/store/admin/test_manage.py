@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
@@ -25,6 +27,7 @@ from kdn.store.admin.bundle import export_blocks
 from kdn.store.admin.manage import (
     Done,
     Which,
+    _fitting,
     compress,
     copy,
     forget,
@@ -149,6 +152,17 @@ def test_warming_reads_side_by_side_over_a_quick_link() -> None:
             clock.advance(1.0)
         done = warm(store, [block.key for block in blocks])
         assert (done.blocks, done.missing) == (1, 1)
+
+
+@pytest.mark.parametrize(("megabytes", "together"), [([1] * 8, 8), ([30, 30, 30], 2), ([200], 1)])
+def test_no_more_is_warmed_at_once_than_the_queue_to_the_disk_takes(
+    megabytes: list[int], together: int
+) -> None:
+    readers = [
+        SimpleNamespace(num_tokens=size, shape=SimpleNamespace(token_bytes=10**6))
+        for size in megabytes
+    ]
+    assert _fitting(cast("Any", readers)) == together
 
 
 @pytest.mark.parametrize("what", ["gone", "cut", "damaged"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import threading
 from contextlib import ExitStack
 from pathlib import Path
@@ -62,6 +63,24 @@ def test_another_part_begins_while_one_waits() -> None:
             assert began.wait(30)
 
     do_together(work, ["first", "second"])
+
+
+def test_ctrl_c_while_others_work_waits_for_them() -> None:
+    """What they open, the caller then closes."""
+    main, done = threading.main_thread().ident, list[int]()
+    began = threading.Event()
+
+    def work(part: int) -> None:
+        if threading.get_ident() == main:
+            assert began.wait(30)
+            return
+        began.set()
+        signal.pthread_kill(main or 0, signal.SIGINT)
+        done.append(part)
+
+    with pytest.raises(KeyboardInterrupt):
+        do_together(work, range(2), 2)
+    assert len(done) == 1
 
 
 def test_after_a_failure_nothing_begins_and_the_first_one_is_raised() -> None:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass
 from functools import partial
-from itertools import islice
+from itertools import accumulate, islice
 from typing import TypeVar
 
 from kdn.core import BlockKey
@@ -36,8 +36,8 @@ __all__ = [
 
 _Source = TypeVar("_Source", bound=str | None)
 """The name of a tier; None: the fastest that has the block."""
-_WARMED_AT_ONCE = 8
-"""Blocks that are read side by side: as many calls as a tier makes in parallel."""
+_WARMED_AT_ONCE, _WARMED_BYTES = 8, 64 << 20
+"""Blocks that are read side by side: as many calls as a tier makes, and as much as its queue takes."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,6 @@ def warm(store: Store, keys: Iterable[BlockKey]) -> Done:
     names, done = iter(keys), list[int | None]()
     while some := list(islice(names, _WARMED_AT_ONCE)):
         done += _read_whole(store, some)
-    store.flush()
     return _sum(done)
 
 
@@ -105,8 +104,17 @@ def _read_whole(store: Store, keys: Sequence[BlockKey]) -> list[int | None]:
 
     with held:
         do_together(open_one, keys, len(keys))
-        do_together(read, readers, min((reader.at_once for reader in readers), default=1))
+        while readers:
+            some = [readers.pop() for _ in range(_fitting(readers))]
+            do_together(read, some, min(reader.at_once for reader in some))
+            store.flush()  # what came goes to the disk from a queue, which takes only so much
     return [sizes.get(key) for key in keys]
+
+
+def _fitting(readers: Sequence[Reader]) -> int:
+    """How many of the last of them are read together: one at least."""
+    sizes = accumulate(reader.num_tokens * reader.shape.token_bytes for reader in reversed(readers))
+    return max(1, sum(size <= _WARMED_BYTES for size in sizes))
 
 
 def copy(store: Store, keys: Iterable[BlockKey], target: str, source: str | None = None) -> Done:

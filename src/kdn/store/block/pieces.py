@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import lru_cache, partial
 from typing import TypeVar
 
 from kdn.store.block.reader import Reader, Take
@@ -13,8 +13,9 @@ from kdn.store.block.reader import Reader, Take
 __all__ = ["AT_ONCE", "do_together", "layers_together", "read_in_pieces"]
 
 _T = TypeVar("_T")
-_HELPERS = 14
-"""Of all loads together: a load that finds none free does all of its work itself."""
+_HELPERS, _FAR_HELPERS = 4, 14
+"""Of all loads together, and of those over a quick network, which may hang: a load that finds none free does
+all of its work itself."""
 AT_ONCE = 3
 """Threads for one load off a device. Two leave it idle while both verify."""
 _PIECE_BYTES = 1 << 20
@@ -85,15 +86,24 @@ def do_together(work: Callable[[_T], None], parts: Sequence[_T], at_once: int = 
             except BaseException as error:  # noqa: BLE001  it is raised below
                 failures.append((number, error))
 
-    helpers = [_helpers().submit(go_on) for _ in parts[1:at_once]]
-    go_on()
-    for helper in helpers:
-        if not helper.cancel():
-            helper.result()
+    pool = _helpers(_FAR_HELPERS if at_once > AT_ONCE else _HELPERS)
+    helpers = [pool.submit(go_on) for _ in parts[1:at_once]]
+    waiting: list[Callable[[], object]] = [go_on, *(partial(_end, helper) for helper in helpers)]
+    while waiting:
+        try:
+            waiting[0]()
+            waiting.pop(0)
+        except BaseException as error:  # noqa: BLE001  Ctrl-C while we wait: nothing is left running
+            failures.append((-1, error))
     if failures:
         raise min(failures, key=lambda failure: failure[0])[1]
 
 
-@lru_cache(maxsize=1)
-def _helpers() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(_HELPERS, thread_name_prefix="kdn-reader")
+def _end(helper: Future[None]) -> None:
+    if not helper.cancel():
+        helper.result()
+
+
+@lru_cache(maxsize=2)
+def _helpers(size: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(size, thread_name_prefix="kdn-reader")

@@ -12,9 +12,10 @@ from random import Random
 import pytest
 
 from kdn.clock import ManualClock, SystemClock
-from kdn.core import EXACT, BlockKey
-from kdn.errors import BadConfig, NoSpace, Unreachable
+from kdn.core import EXACT, BlockKey, KvShape
+from kdn.errors import BadConfig, LostBlock, NoSpace, Unreachable
 from kdn.store import (
+    Block,
     MemoryTier,
     ObjectRemote,
     PeerRemote,
@@ -516,6 +517,43 @@ def test_nobody_there_is_unreachable() -> None:
 def _kill(server: subprocess.Popen[bytes]) -> None:
     server.kill()
     server.wait()
+
+
+class Asked(DictRemote):
+    """Notes what is asked for, and gives a part of it where told so."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ranges: list[tuple[int, int]] = []
+        self.is_short = False
+
+    def read(self, key: BlockKey, start: int, stop: int) -> bytes:
+        self.ranges.append((start, stop))
+        data = super().read(key, start, stop)
+        return data[:-1] if self.is_short else data
+
+
+def test_much_is_asked_for_in_pieces_and_a_short_one_shows_no_speed() -> None:
+    """Twenty layers of 128 KiB, 2.6 MB, by 1 MiB, each with a time-out of its own."""
+    shape, remote, clock = KvShape(20, 2, 64, "bfloat16"), Asked(), ManualClock()
+    tier = RemoteTier(remote, RemoteSettings(poll_s=0, read_bytes=1), clock, NoTrace())
+    with Store([MemoryTier(10**9, NoTrace())], far=[tier], clock=clock) as store:
+        block = encode_block(Block(FIRST, shape, (bytes(128 << 10),) * 20))
+        store.tenancy.put_into(tier, block)
+        with tier.link.reading(10**7):
+            clock.advance(1.0)
+        remote.is_short = True
+        assert tier.link.at_once == 4
+        handle = tier.open(FIRST.key)
+        assert handle is not None
+        size = handle.buffer.nbytes
+        with pytest.raises(LostBlock):
+            handle.read(0, size)
+        assert (tier.link.at_once, tier.link.read_bytes) == (1, 1)
+        remote.is_short, remote.ranges = False, []
+        assert bytes(handle.read(0, size)) == bytes(block.data)
+        starts = range(16 << 10, size, 1 << 20)
+        assert remote.ranges == [(at, min(at + (1 << 20), size)) for at in starts]
 
 
 def test_blocks_across_a_quick_network_are_read_side_by_side() -> None:

@@ -13,6 +13,7 @@ __all__ = ["RemoteLink"]
 
 _READ_S = 0.02
 """How long a read is to take at least: what a round trip and a request cost is then a small part."""
+_MOST_BYTES = 1 << 20
 _READ_WITHIN = 0.25
 """Reads side by side share the link: each is to take no more than this part of its time-out."""
 
@@ -43,9 +44,14 @@ class RemoteLink:
         return max(self._least_bytes, int(self._bytes_per_s * _READ_S))
 
     @property
+    def most_bytes(self) -> int:
+        """What one read asks for at most: what is wanted beyond it has a read, and a time-out, of its own."""
+        return max(self.read_bytes, _MOST_BYTES)
+
+    @property
     def at_once(self) -> int:
         """How many reads go side by side: one until a read has shown the speed, and over a slow link."""
-        fitting = self._bytes_per_s * _READ_WITHIN * self._calls.timeout_s / self.read_bytes
+        fitting = self._bytes_per_s * _READ_WITHIN * self._calls.timeout_s / self.most_bytes
         return max(1, min(int(fitting), self._calls.workers))
 
     @property

@@ -89,22 +89,28 @@ class _Fetched(Handle):
         return
 
     def _fetch(self, start: int, stop: int) -> None:
-        """Read what is missing of [start, stop), and on, until the read is large enough."""
+        """Read what is missing of [start, stop), and on, until it is enough for a read; much in pieces."""
         start = max([b for a, b in self._have if a <= start <= b], default=start)
         stop = min(max(stop, start + self._link.read_bytes), self.buffer.nbytes)
+        while start < stop:
+            start = self._fetch_piece(start, min(start + self._link.most_bytes, stop))
+
+    def _fetch_piece(self, start: int, stop: int) -> int:
+        """Where the piece ends. Each has a time-out of its own."""
         doing = f"reading block {self._key}"
         try:
             with self._link.reading(stop - start):
                 data = self._caller.ask(doing, lambda: self._remote.read(self._key, start, stop))
+                if len(data) != stop - start:
+                    raise LostBlock(
+                        f"{doing}: {self._remote.name} gave {len(data)} of {stop - start} bytes"
+                    )
         except Unreachable as error:
             raise LostBlock(str(error)) from error
-        if len(data) != stop - start:
-            raise LostBlock(
-                f"{doing}: {self._remote.name} gave {len(data)} of {stop - start} bytes"
-            )
         self.buffer[start:stop] = data
         self._have = _joined([*self._have, (start, stop)])
         self.moved_bytes = (self.moved_bytes or 0) + stop - start
+        return stop
 
 
 class RemoteTier(ManagedTier):
