@@ -11,7 +11,7 @@ from itertools import count
 from kdn.core import BlockKey
 from kdn.errors import CorruptBlock, StoreError
 from kdn.store.block.format import EncodedBlock
-from kdn.store.block.pieces import AT_ONCE, do_together
+from kdn.store.block.pieces import do_together
 from kdn.store.block.reader import Handle, Reader, StoreLoad, Take, read_header
 from kdn.store.index.followed import FollowedIndex
 from kdn.store.index.index import BlockHit
@@ -215,7 +215,7 @@ _FAR_AT_ONCE = 8
 def open_leading(
     tiers: Tiers, hits: Iterable[BlockHit], open_one: Callable[[BlockHit], Reader | None]
 ) -> list[Reader]:
-    """Readers of the leading blocks that `open_one` opens: together, where each takes a round trip.
+    """Readers of the leading blocks that `open_one` opens: together, where some take a round trip.
 
     Where opening one raises, none stays open.
     """
@@ -228,9 +228,13 @@ def open_leading(
         else:
             opened[number] = reader
 
-    num_leading = 0
+    num_leading, named = 0, {hit.tier for hit in hits}
     try:
-        _do(work, len(hits), _opened_at_once(tiers, hits))
+        if any(tier.name in named for tier in tiers.far):
+            do_together(work, range(len(hits)), _FAR_AT_ONCE)
+        else:
+            for number in range(len(hits)):
+                work(number)
         num_leading = next(number for number in count() if number not in opened)
     finally:
         for number, reader in opened.items():
@@ -238,19 +242,3 @@ def open_leading(
                 with suppress(Exception):
                     reader.close()
     return [opened[number] for number in range(num_leading)]
-
-
-def _do(work: Callable[[int], None], num_parts: int, at_once: int) -> None:
-    if at_once > 1:
-        do_together(work, range(num_parts), at_once)
-        return
-    for number in range(num_parts):
-        work(number)
-
-
-def _opened_at_once(tiers: Tiers, hits: Iterable[BlockHit]) -> int:
-    """Memory has nothing to wait for."""
-    named = {hit.tier for hit in hits}
-    if any(tier.name in named for tier in tiers.far):
-        return _FAR_AT_ONCE
-    return AT_ONCE if tiers.durable.name in named else 1
