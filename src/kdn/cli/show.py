@@ -169,24 +169,40 @@ def progress_bar() -> Iterator[Progress]:
 
 @contextmanager
 def watched(blocks: Sequence[T], doing: str) -> Iterator[Iterator[T]]:
-    """The blocks one by one, under a bar. What began and ends before the last is told how many were done."""
-    began, done = False, 0
+    """The blocks one by one, under a bar: one is done when the next is asked for. What began and ends before
+    the last is told how many were done."""
+    began = False
 
     def each() -> Iterator[T]:
-        nonlocal began, done
+        nonlocal began
         began = True
         for one in blocks:
             yield one
-            done += 1
-            bar.advance(task)
+            step()
+
+    with counting(len(blocks), doing, lambda: began) as step:  # else a wrong word was refused
+        yield each()
+
+
+@contextmanager
+def counting(
+    num_blocks: int, doing: str, began: Callable[[], bool] = lambda: True
+) -> Iterator[Callable[[], None]]:
+    """What to call once a block is done, under a bar; as `watched` for work on several at a time."""
+    done = 0
+
+    def step() -> None:
+        nonlocal done
+        done += 1
+        bar.advance(task)
 
     try:
         with progress_bar() as bar:
-            task = bar.add_task(doing, total=len(blocks))
-            yield each()
+            task = bar.add_task(doing, total=num_blocks)
+            yield step
     except BaseException:
-        if began:  # else a wrong word was refused, or the store
-            say(f"kdn: ended after {done} of {counted(len(blocks), 'block')}")
+        if began():
+            say(f"kdn: ended after {done} of {counted(num_blocks, 'block')}")
         raise
 
 

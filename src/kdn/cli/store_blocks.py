@@ -9,7 +9,7 @@ import typer
 
 from kdn.cli.grouped import grouped
 from kdn.cli.options import JsonOption
-from kdn.cli.show import emit, say, size_text, tell, watched
+from kdn.cli.show import counting, emit, say, size_text, tell, watched
 from kdn.cli.which import AllOption, WhichBlocks
 from kdn.errors import BadInput
 from kdn.machine.text import counted
@@ -58,8 +58,8 @@ def warm(
     """Fetch blocks from tiers across the network onto this machine's disk, before they are asked for."""
     from kdn.store.admin.manage import warm as bring
 
-    with which.picked() as (found, keys), watched(keys, "warming") as each:
-        done = bring(found, each)
+    with which.picked() as (found, keys), counting(len(keys), "warming") as step:
+        done = bring(found, keys, step)
     tell_done(done, "warmed", as_json)
 
 

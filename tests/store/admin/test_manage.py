@@ -150,8 +150,27 @@ def test_warming_reads_side_by_side_over_a_quick_link() -> None:
         store.index.refresh()
         with far.link.reading(10**9):
             clock.advance(1.0)
-        done = warm(store, [block.key for block in blocks])
-        assert (done.blocks, done.missing) == (1, 1)
+        told: list[int] = []
+        done = warm(store, [block.key for block in blocks], lambda: told.append(1))
+        assert (done.blocks, done.missing, len(told)) == (1, 1, 2)
+
+
+def test_a_block_is_told_as_done_once_it_was_read() -> None:
+    """The first eight of ten are under way when reading breaks: none of them is done."""
+
+    class Breaking(DictRemote):
+        def read(self, key: BlockKey, start: int, stop: int) -> bytes:
+            raise KeyboardInterrupt
+
+    far = RemoteTier(Breaking(), RemoteSettings(poll_s=0), ManualClock(), NoTrace())
+    blocks = [encode_block(make_block(block_id(range(n, n + 200)))) for n in range(10)]
+    told: list[int] = []
+    with Store([MemoryTier(10**6, NoTrace())], far=[far], clock=ManualClock()) as store:
+        for block in blocks:
+            store.tenancy.put_into(far, block)
+        with pytest.raises(KeyboardInterrupt):
+            warm(store, [block.key for block in blocks], lambda: told.append(1))
+    assert told == []
 
 
 @pytest.mark.parametrize(("megabytes", "together"), [([1] * 8, 8), ([30, 30, 30], 2), ([200], 1)])

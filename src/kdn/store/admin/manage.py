@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass
 from functools import partial
-from itertools import accumulate, islice
+from itertools import accumulate
 from typing import TypeVar
 
 from kdn.core import BlockKey
@@ -79,11 +79,16 @@ def select(store: Store, which: Which) -> list[BlockKey]:
     ]
 
 
-def warm(store: Store, keys: Iterable[BlockKey]) -> Done:
-    """Bring blocks into the fastest tier, and those from far tiers onto the disk too."""
-    names, done = iter(keys), list[int | None]()
-    while some := list(islice(names, _WARMED_AT_ONCE)):
-        done += _read_whole(store, some)
+def warm(
+    store: Store, keys: Sequence[BlockKey], on_done: Callable[[], object] = lambda: None
+) -> Done:
+    """Bring blocks into the fastest tier, and those from far tiers onto the disk too. `on_done` hears of each."""
+    done = list[int | None]()
+    for start in range(0, len(keys), _WARMED_AT_ONCE):
+        some = _read_whole(store, keys[start : start + _WARMED_AT_ONCE])
+        for _ in some:
+            on_done()
+        done += some
     return _sum(done)
 
 
