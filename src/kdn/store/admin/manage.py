@@ -82,7 +82,10 @@ def select(store: Store, which: Which) -> list[BlockKey]:
 def warm(
     store: Store, keys: Sequence[BlockKey], on_done: Callable[[], object] = lambda: None
 ) -> Done:
-    """Bring blocks into the fastest tier, and those from far tiers onto the disk; `on_done` is called for each."""
+    """Bring blocks into the fastest tier, and those from far tiers onto the disk too.
+
+    Calls `on_done` for each, once it was read or is known to be missing.
+    """
     done = list[int | None]()
     for start in range(0, len(keys), _WARMED_AT_ONCE):
         some = _read_whole(store, keys[start : start + _WARMED_AT_ONCE])
