@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,7 +11,6 @@ import pytest
 from kdn.clock import SystemClock
 from kdn.core import (
     EXACT,
-    BlockKey,
     Finish,
     Prompt,
     Request,
@@ -32,7 +30,7 @@ from kdn.store.tiers.remote.calls import RemoteCallSettings
 from kdn.store.tiers.remote.tier import RemoteSettings, RemoteTier
 from kdn.trace import NoTrace
 from tests.engine.runs import load_tiny, some_tokens
-from tests.store.twins import DictRemote
+from tests.store.twins import Door
 
 PRELUDE = Segment(Role.PRELUDE, some_tokens(20, 200, seed=9))
 DOCUMENT = Segment(Role.DOCUMENT, some_tokens(300, 200, seed=8))
@@ -121,20 +119,8 @@ def test_after_a_restart_the_disk_serves_it(tiny: LoadedModel, tmp_path: Path) -
     assert after == before
 
 
-class Meeting(DictRemote):
-    """A network on which nothing is opened unless three are asked for at the same time."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.door = threading.Barrier(3)
-
-    def head(self, key: BlockKey, num_bytes: int) -> tuple[bytes, int] | None:
-        self.door.wait(60)
-        return super().head(key, num_bytes)
-
-
 def test_blocks_across_a_network_are_opened_together(tiny: LoadedModel) -> None:
-    remote, clock, trace = Meeting(), SystemClock(), NoTrace()
+    remote, clock, trace = Door(3), SystemClock(), NoTrace()
     settings = RemoteSettings(RemoteCallSettings(timeout_s=120, attempts=1))
 
     def afresh() -> Store:

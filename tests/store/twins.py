@@ -83,3 +83,15 @@ class Meeting(DictRemote):
     def read(self, key: BlockKey, start: int, stop: int) -> bytes:
         self.met.wait()
         return super().read(key, start, stop)
+
+
+class Door(DictRemote):
+    """A remote where nothing is opened unless `size` blocks are asked for at the same time."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self._met = threading.Barrier(size, timeout=30)
+
+    def head(self, key: BlockKey, num_bytes: int) -> tuple[bytes, int] | None:
+        self._met.wait()
+        return super().head(key, num_bytes)

@@ -12,7 +12,7 @@ from kdn.store.block.pieces import layers_together
 from kdn.store.block.reader import Handle, Reader, check_whole, read_whole
 from kdn.store.codecs import CODECS, Codec, NoCodec
 from kdn.store.index.index import BlockHit, Match
-from kdn.store.loads import open_leading
+from kdn.store.loads import open_leading, open_runs
 from kdn.store.open import FarSettings, open_store
 from kdn.store.policies import EvictionPolicy, Rules, Use
 from kdn.store.settings import StoreConfig
@@ -78,6 +78,7 @@ __all__ = [
     "encode_block",
     "layers_together",
     "open_leading",
+    "open_runs",
     "open_store",
     "pack_note",
     "read_key_file",

@@ -18,7 +18,7 @@ from kdn.store.index.index import BlockHit
 from kdn.store.links import Links
 from kdn.store.tiers.tier import Outcomes, Tier, Tiers
 
-__all__ = ["Loads", "TimedHandle", "open_leading"]
+__all__ = ["Loads", "TimedHandle", "open_leading", "open_runs"]
 
 
 class TimedHandle(Handle):
@@ -215,30 +215,44 @@ _FAR_AT_ONCE = 8
 def open_leading(
     tiers: Tiers, hits: Iterable[BlockHit], open_one: Callable[[BlockHit], Reader | None]
 ) -> list[Reader]:
-    """Readers of the leading blocks that `open_one` opens: together, where some take a round trip.
+    """Readers of the leading blocks that `open_one` opens, as `open_runs` opens them."""
+    return open_runs(tiers, [tuple(hits)], open_one)[0]
 
-    Where opening one raises, none stays open.
+
+def open_runs(
+    tiers: Tiers,
+    runs: Sequence[Sequence[BlockHit]],
+    open_one: Callable[[BlockHit], Reader | None],
+) -> list[list[Reader]]:
+    """Of each run readers of its leading blocks, as far as `open_one` opens them.
+
+    All are opened together, where some take a round trip.  Where opening one raises, none stays open.
     """
-    hits, opened, missing = tuple(hits), dict[int, Reader](), list[int]()
+    hits = [(run, at, hit) for run, some in enumerate(runs) for at, hit in enumerate(some)]
+    opened, missing = dict[tuple[int, int], Reader](), list[tuple[int, int]]()
 
-    def work(number: int) -> None:
-        reader = None if any(gone < number for gone in missing) else open_one(hits[number])
+    def work(one: tuple[int, int, BlockHit]) -> None:
+        run, at, hit = one
+        gone = any(run == other and at > place for other, place in missing)
+        reader = None if gone else open_one(hit)
         if reader is None:
-            missing.append(number)
+            missing.append((run, at))
         else:
-            opened[number] = reader
+            opened[run, at] = reader
 
-    num_leading, named = 0, {hit.tier for hit in hits}
+    num_leading, named = [0] * len(runs), {hit.tier for _, _, hit in hits}
     try:
         if any(tier.name in named for tier in tiers.far):
-            do_together(work, range(len(hits)), _FAR_AT_ONCE)
+            do_together(work, hits, _FAR_AT_ONCE)
         else:
-            for number in range(len(hits)):
-                work(number)
-        num_leading = next(number for number in count() if number not in opened)
+            for one in hits:
+                work(one)
+        num_leading = [
+            next(at for at in count() if (run, at) not in opened) for run in range(len(runs))
+        ]
     finally:
-        for number, reader in opened.items():
-            if number >= num_leading:
+        for (run, at), reader in opened.items():
+            if at >= num_leading[run]:
                 with suppress(Exception):
                     reader.close()
-    return [opened[number] for number in range(num_leading)]
+    return [[opened[run, at] for at in range(number)] for run, number in enumerate(num_leading)]

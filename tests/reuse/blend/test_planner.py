@@ -33,9 +33,17 @@ from kdn.model.attention import TorchAttention
 from kdn.reuse import PrefixReuse, Stack
 from kdn.reuse.blend import BlendLayout, BlendReuse, KeyBias, Leading, RatioController
 from kdn.reuse.blend.guard import guarding
-from kdn.store import Store, open_store
-from kdn.trace import Recorder
+from kdn.store import (
+    MemoryTier,
+    RemoteCallSettings,
+    RemoteSettings,
+    RemoteTier,
+    Store,
+    open_store,
+)
+from kdn.trace import NoTrace, Recorder
 from tests.engine.runs import load_tiny, some_tokens
+from tests.store.twins import Door
 
 PRELUDE = Segment(Role.PRELUDE, some_tokens(20, 200, seed=9))
 ONE = Segment(Role.DOCUMENT, some_tokens(300, 200, seed=1))
@@ -113,6 +121,12 @@ class RequestContext:
         for document in documents:
             self.ask(PRELUDE, document, question(99))
 
+    def close(self) -> None:
+        self.reuse.close()
+        self.engine.check()
+        self.engine.close()
+        self.store.check()
+
 
 @contextmanager
 def desk(
@@ -128,10 +142,7 @@ def desk(
             model, store, movable=movable, drift=drift, max_batch_tokens=max_batch_tokens
         )
         yield made
-        made.reuse.close()
-        made.engine.check()
-        made.engine.close()
-        store.check()
+        made.close()
 
 
 def question(seed: int) -> Segment:
@@ -195,6 +206,29 @@ def test_the_disk_serves_a_blend_after_a_restart(tiny: LoadedModel, tmp_path: Pa
         after, usage = d.ask(*ALL, question(1), techniques=(Blend(0.2),))
     assert after == before
     assert usage.tiers == {"disk": 480}
+
+
+def test_documents_across_a_network_are_opened_together(tiny: LoadedModel) -> None:
+    """Two blocks of the exact prefix, then two documents behind it: none opens alone."""
+    remote, clock, trace = Door(2), SystemClock(), NoTrace()
+    settings = RemoteSettings(RemoteCallSettings(timeout_s=120, attempts=1))
+    other = Segment(Role.DOCUMENT, some_tokens(80, 200, seed=4))
+
+    def afresh() -> Store:
+        far = RemoteTier(remote, settings, clock, trace)
+        return Store([MemoryTier(1 << 26, trace)], far=[far])
+
+    with afresh() as store:
+        writer = RequestContext(tiny, store)
+        writer.learn(TWO, THREE, other)
+        assert store.flush(60)
+        writer.close()
+    with afresh() as store:
+        reader = RequestContext(tiny, store)
+        asked = (PRELUDE, TWO, THREE, other, question(1))
+        _, usage = reader.ask(*asked, techniques=(Blend(0.25),))
+        reader.close()
+    assert (usage.exact, usage.blended, usage.tiers) == (120, 105, {"dict": 260})
 
 
 def test_a_document_never_met_is_computed_and_the_others_are_blended(

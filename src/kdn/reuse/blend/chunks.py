@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from itertools import chain
 
 from kdn.core import (
     BLOCK_TOKENS,
@@ -18,9 +20,8 @@ from kdn.core import (
     Segment,
     TokenIds,
 )
-from kdn.reuse.source import close_all
 from kdn.reuse.stored_run import longest_run, whole_run
-from kdn.store import Match, Reader, Store
+from kdn.store import BlockHit, Match, Reader, Store, open_runs
 
 __all__ = ["Chunk", "StoredDocuments"]
 
@@ -69,27 +70,35 @@ class StoredDocuments:
         """Every stored document after position `start`, opened; neighbours are joined.
 
         A document counts as stored where it was computed directly after the prompt's own prelude, and
-        else block by block wherever it was computed (content ids).
+        else block by block wherever it was computed (content ids).  What a network delivers is opened
+        together.
         """
-        found: list[Chunk] = []
-        try:
-            for chunk in self._opened(prompt, start):
-                last = found[-1] if found else None
-                if last and (last.stop, last.alone) == (chunk.start, chunk.alone):
-                    found[-1] = Chunk(last.start, (*last.readers, *chunk.readers), last.alone)
-                else:
-                    found.append(chunk)
-        except BaseException:
-            close_all(reader for chunk in found for reader in chunk.readers)
-            raise
-        return found
-
-    def _opened(self, prompt: Prompt, start: int) -> Iterator[Chunk]:
-        """Chunks of one block each."""
         prelude = _prelude(prompt)
-        for segment, first in self._documents(prompt):
-            if first >= start:
-                yield from self._of_segment(prelude, segment, first)
+        documents = [(one, first) for one, first in self._documents(prompt) if first >= start]
+        with ExitStack() as opened:
+            runs = self._open([self._after_prelude(prelude, one) for one, _ in documents], opened)
+            chunks = [
+                Chunk(first, run) for (_, first), run in zip(documents, runs, strict=True) if run
+            ]
+            missing = [
+                (first + cut, hit)
+                for (one, first), run in zip(documents, runs, strict=True)
+                for cut, hit in self._elsewhere(one, sum(reader.num_tokens for reader in run))
+            ]
+            found = self._open([[hit] for _, hit in missing], opened)
+            for (at, _), run in zip(missing, found, strict=True):
+                chunks += [Chunk(at, run, alone=False)] if run else []
+            opened.pop_all()
+        return _joined(sorted(chunks, key=lambda chunk: chunk.start))
+
+    def _open(
+        self, runs: Sequence[Sequence[BlockHit]], opened: ExitStack
+    ) -> list[tuple[Reader, ...]]:
+        """Of each run the leading blocks that open; they are closed with `opened`."""
+        found = open_runs(self.store.tiers, runs, self.store.open)
+        for reader in chain.from_iterable(found):
+            opened.callback(reader.close)
+        return [tuple(run) for run in found]
 
     def lacks(self, prompt: Prompt) -> list[Segment]:
         """The documents that are not stored whole directly after the prelude. Opens nothing."""
@@ -134,31 +143,29 @@ class StoredDocuments:
         named = self.store, self.fingerprint, self.recipe, self.salt
         return whole_run(*named, wanted, [len(wanted)])
 
-    def _of_segment(self, prelude: TokenIds, segment: Segment, first: int) -> Iterator[Chunk]:
-        at = 0
-        for reader in self._after_prelude(prelude, segment):
-            yield Chunk(first + at, (reader,))
-            at += reader.num_tokens
-        at = -(-at // BLOCK_TOKENS) * BLOCK_TOKENS
-        for cut in range(at, segment.num_tokens, BLOCK_TOKENS):
-            found = self._anywhere(segment.token_ids[cut : cut + BLOCK_TOKENS])
-            if found is not None:
-                yield Chunk(first + cut, (found,), alone=False)
-
-    def _after_prelude(self, prelude: TokenIds, segment: Segment) -> Iterator[Reader]:
-        """Readers for the leading run of the segment's blocks that were computed after the prelude."""
-        at = len(prelude)
+    def _after_prelude(self, prelude: TokenIds, segment: Segment) -> list[BlockHit]:
+        """The leading run of the segment's blocks that were computed after the prelude."""
+        at, run = len(prelude), list[BlockHit]()
         for hit in self._match(prelude, segment).hits:
             if hit.id.start + hit.num_tokens <= len(prelude):
                 continue
-            reader = self.store.open(hit) if hit.id.start == at else None
-            if reader is None:
-                return
-            at += reader.num_tokens
-            yield reader
+            if hit.id.start != at:
+                break
+            run.append(hit)
+            at += hit.num_tokens
+        return run
 
-    def _anywhere(self, tokens: TokenIds) -> Reader | None:
-        """A reader of the best block with these very tokens."""
+    def _elsewhere(self, segment: Segment, num_stored: int) -> Iterator[tuple[int, BlockHit]]:
+        """Blocks of the segment behind its first `num_stored` tokens that were computed elsewhere, and
+        where in it each begins."""
+        behind = -(-num_stored // BLOCK_TOKENS) * BLOCK_TOKENS
+        for cut in range(behind, segment.num_tokens, BLOCK_TOKENS):
+            hit = self._anywhere(segment.token_ids[cut : cut + BLOCK_TOKENS])
+            if hit is not None:
+                yield cut, hit
+
+    def _anywhere(self, tokens: TokenIds) -> BlockHit | None:
+        """The best block with these very tokens."""
         here = BlockId(self.fingerprint, EXACT, self.salt, ChainHash(""), 0, tokens)
         found = [
             one
@@ -166,7 +173,20 @@ class StoredDocuments:
             if one.fingerprint == self.fingerprint and one.recipe in self.reads
         ]
         best = min(found, key=lambda one: self.reads.index(one.recipe), default=None)
-        return None if best is None else self.store.open(best)
+        tier = None if best is None else self.store.tiers.holder(best.key)
+        return None if best is None or tier is None else BlockHit(best, best.num_tokens, tier.name)
+
+
+def _joined(chunks: Iterable[Chunk]) -> list[Chunk]:
+    """In order, neighbours of one kind as one."""
+    found: list[Chunk] = []
+    for chunk in chunks:
+        last = found[-1] if found else None
+        if last and (last.stop, last.alone) == (chunk.start, chunk.alone):
+            found[-1] = Chunk(last.start, (*last.readers, *chunk.readers), last.alone)
+        else:
+            found.append(chunk)
+    return found
 
 
 def _prelude(prompt: Prompt) -> TokenIds:
