@@ -22,7 +22,17 @@ from pathlib import Path
 
 import numpy as np
 
-__all__ = ["OWN_PAGES_FROM", "PagePool", "allocate", "keep_freed", "make_ready"]
+__all__ = [
+    "OWN_PAGES_FROM",
+    "Bytes",
+    "PagePool",
+    "allocate",
+    "bytes_of",
+    "keep_freed",
+    "make_ready",
+]
+
+Bytes = np.ndarray[tuple[int, ...], np.dtype[np.uint8]]
 
 OWN_PAGES_FROM = 1 << 20
 """Buffers from here on get pages of their own; for smaller ones a mapping each would be waste."""
@@ -47,6 +57,16 @@ def allocate(size_bytes: int, *, zeroed: bool = True) -> memoryview:
     pool = _pool()
     pooled = None if pool is None else pool.allocate(size_bytes, zeroed=zeroed)
     return memoryview(_mapped(size_bytes)) if pooled is None else pooled
+
+
+def bytes_of(buffer: memoryview | bytes) -> Bytes:
+    """A buffer's bytes in C order, uncopied where those of the last axis lie together."""
+    view = memoryview(buffer)
+    if view.c_contiguous:
+        return np.frombuffer(view, np.uint8)
+    if view.format == "B" and view.strides is not None and view.strides[-1] == 1:
+        return np.asarray(view)
+    return np.frombuffer(view.tobytes(), np.uint8)
 
 
 def make_ready(size_bytes: int, has_time: Callable[[], bool]) -> None:

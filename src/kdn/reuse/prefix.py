@@ -355,8 +355,8 @@ def _cut_at(position: int, cuts: Sequence[tuple[int, int]]) -> list[tuple[int, i
 
 
 def run_bytes(run: Tensor) -> memoryview:
-    """A tensor's bytes; of one layer's run [2, tokens, kv heads, dim] K, then V."""
-    flat: np.ndarray[tuple[int], np.dtype[np.uint8]] = (
-        run.contiguous().view(torch.uint8).reshape(-1).numpy()
-    )
-    return flat.data
+    """A tensor's bytes; of one layer's run [2, tokens, kv heads, dim] K, then V. They may lie apart: they are
+    copied once, where the block is put together."""
+    rows: np.ndarray[tuple[int, int], np.dtype[np.uint8]]
+    rows = run.flatten(1).view(torch.uint8).numpy()
+    return rows.data

@@ -6,17 +6,20 @@ from dataclasses import replace
 from itertools import product
 
 import msgspec
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kdn.core import BlockKey, Cause, ColumnScale, Fingerprint, KvShape, Recipe
 from kdn.errors import BadInput, CorruptBlock
+from kdn.machine.memory import allocate
 from kdn.store import Codec, encode_block
 from kdn.store.block.format import (
     ALIGN,
     MAGIC,
     PREAMBLE_BYTES,
+    Block,
     ColumnSection,
     EncodedBlock,
     Header,
@@ -293,3 +296,35 @@ def test_encoding_copies_what_the_caller_may_reuse() -> None:
     encoded = encode_block(type(block)(name, SHAPE, (memoryview(mine), *block.layers[1:])))
     mine[:] = bytes(len(mine))
     assert read_all(encoded.data, name.key)[0] == run_of(name, 0)
+
+
+def test_what_lay_in_memory_before_shows_in_no_gap_of_a_block() -> None:
+    """65 tokens of 1,024 bytes are a quarter of a page more than 16 pages; 20 such runs take 1.4 MB."""
+    shape = KvShape(num_layers=20, num_kv_heads=2, head_dim=64, dtype="float32")
+    for _ in range(8):
+        np.frombuffer(allocate(2 << 20), np.uint8).fill(0xFF)
+    name = block_id(range(65))
+    encoded = encode_block(make_block(name, shape))
+    for layer in range(20):
+        start, stop = encoded.header.layer_range(layer)
+        assert stop - start == 17 * 4096
+        assert encoded.data[start + 65 * 1024 : stop] == bytes(3072)
+    used = header_bytes(encoded.data[:PREAMBLE_BYTES])
+    assert encoded.data[:used].tobytes().endswith(bytes(1024)), "the header's page is not full"
+
+
+@given(st.sets(st.integers(0, 65), min_size=2, max_size=2).map(sorted))
+def test_k_and_v_may_lie_apart(cut: list[int]) -> None:
+    """Cut out of a longer text, K and V of some tokens are two pieces of each layer."""
+    start, stop = cut
+    whole = block_id(range(65))
+    texts = [np.frombuffer(run_of(whole, n), np.uint8).reshape(2, 65, 32) for n in range(3)]
+    pieces = [text[:, start:stop].reshape(2, -1) for text in texts]
+    apart = tuple(text.reshape(2, -1)[:, 32 * start : 32 * stop].data for text in texts)
+    name = block_id(range(start, stop), range(start))
+    together = encode_block(Block(name, SHAPE, tuple(piece.tobytes() for piece in pieces)))
+    for codec in (None, CODECS["lossless"]):
+        found = encode_block(Block(name, SHAPE, apart), codec)
+        assert read_all(found.data, name.key) == read_all(together.data, name.key)
+    assert encode_block(Block(name, SHAPE, apart)).data == together.data
+    assert Block(name, SHAPE, apart).copy().layers == tuple(piece.tobytes() for piece in pieces)

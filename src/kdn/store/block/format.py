@@ -22,6 +22,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import msgspec
+import numpy as np
 import xxhash
 
 from kdn.core import (
@@ -37,7 +38,7 @@ from kdn.core import (
 )
 from kdn.core.blocks import check_salt, pack_tokens, unpack_tokens
 from kdn.errors import BadInput, CorruptBlock
-from kdn.machine.memory import allocate
+from kdn.machine.memory import Bytes, allocate, bytes_of
 from kdn.store.block.wire import (
     ALIGN,
     MAX_BLOCK_BYTES,
@@ -190,23 +191,27 @@ def encode_block(block: Block, codec: Codec | None = None) -> EncodedBlock:
     if not codec.lossless and Cause.CODEC not in block.id.recipe.causes:
         raise BadInput(f"codec {codec.name} loses precision: the block's recipe must name it")
     forms = [RunForm(block.shape, n, block.id.num_tokens) for n in range(len(block.layers))]
-    runs = [memoryview(run).cast("B") for run in block.layers]
+    runs = [bytes_of(run) for run in block.layers]
     if codec.compresses:
-        runs = [codec.encode(run, form) for run, form in zip(runs, forms, strict=True)]
+        packed = (
+            codec.encode(run.reshape(-1).data, form) for run, form in zip(runs, forms, strict=True)
+        )
+        runs = [bytes_of(run) for run in packed]
     align = align_of(codec)
-    states = [memoryview(run).cast("B") for run in block.hidden.values()]
+    states = [bytes_of(run) for run in block.hidden.values()]
     wire = _wire(block, codec, lay_out([run.nbytes for run in (*runs, *states)], align))
     complaint = complaint_of(wire)
     if complaint is not None:
         raise BadInput(f"block {block.id.key} cannot be stored: {complaint}")
     # Checksums have one length, so a header without them tells where the body starts.
     body_start = aligned(PREAMBLE_BYTES + len(msgspec.msgpack.encode(wire)))
-    data = allocate(body_start + max(run.stop(align) for run in runs_of(wire)))
+    data = allocate(body_start + max(run.stop(align) for run in runs_of(wire)), zeroed=False)
+    data[:body_start] = bytes(body_start)
 
-    def written(kind: str, number: int, run: Run, payload: memoryview) -> Run:
-        at = body_start + run.offset
-        data[at : at + payload.nbytes] = payload
-        padded = data[at : body_start + run.stop(align)]
+    def written(kind: str, number: int, run: Run, payload: Bytes) -> Run:
+        padded = data[body_start + run.offset : body_start + run.stop(align)]
+        np.frombuffer(padded, np.uint8, payload.nbytes).reshape(payload.shape)[...] = payload
+        padded[payload.nbytes :] = bytes(padded.nbytes - payload.nbytes)
         checksum = _run_checksum(block.id.key, kind, number, padded)
         return msgspec.structs.replace(run, checksum=checksum)
 
