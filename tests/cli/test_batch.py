@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from kdn.cli.batch import keep_early
 from kdn.rank import read_rows
-from kdn.scale.ray import BatchResult
-from tests.cli.program import kdn
+from kdn.scale.ray import BatchJournal, BatchSettings, PrefillBatch, RowResult
+from tests.cli.program import Done, kdn
 
 
 @pytest.fixture
@@ -57,12 +57,75 @@ def test_a_template_may_lie_in_a_file(tmp_path: Path, data: Path) -> None:
     assert "the template asks for 'missing'" in done.err
 
 
-def test_rows_that_are_done_before_an_early_end_are_kept_beside_those_of_an_earlier_one(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.fixture(scope="module")
+def tiny(tiny_model: Callable[..., Path]) -> Path:
+    return tiny_model()
+
+
+class Begun:
+    """A prefill of three rows of which some were done when it was killed; no Ray answers at its address."""
+
+    def __init__(self, home: Path, tiny: Path, done: dict[int, RowResult]) -> None:
+        self.home, self.out = home, home / "out.csv"
+        self.journal = home / "out.csv.journal"
+        self._data = home / "three.csv"
+        self._data.write_text("text\nfirst\nsecond\nthird\n")
+        self._tiny = tiny
+        journal = BatchJournal(
+            self.journal, read_rows(self._data), PrefillBatch(), BatchSettings(str(tiny))
+        )
+        journal.add(*done.items())
+        journal.close()
+
+    def again(self, *more: str) -> Done:
+        """The same command, perhaps with more words."""
+        asked = ("batch", "prefill", self._data, "-o", self.out, "--model", self._tiny)
+        return kdn(self.home, *asked, "--address", "127.0.0.1:9", *more)
+
+
+def test_a_run_of_which_all_rows_are_done_writes_the_table_without_ray(
+    tmp_path: Path, tiny: Path
 ) -> None:
-    for text in ("first", "second"):
-        early = BatchResult(({"text": text, "label": "Yes"},), ("text", "label"), {})
-        keep_early(tmp_path / "out.csv", early)
-    written = {path.name: read_rows(path)[0]["text"] for path in tmp_path.iterdir()}
-    assert written == {"out.partial.csv": "first", "out.partial1.csv": "second"}
-    assert f"{tmp_path}/out.partial.csv: 1 row done before the end" in capsys.readouterr().err
+    begun = Begun(
+        tmp_path, tiny, {2: {"num_tokens": 3}, 0: {"num_tokens": 1}, 1: {"error": "too long"}}
+    )
+    done = begun.again("--json")
+    assert done.code == 0, done.err
+    assert f"going on with 3 of 3 rows from {begun.journal}" in done.err
+    assert done.json["resumed"] == 3
+    assert done.json["failed"] == [{"row": 2, "reason": "too long"}]
+    table = "text,num_tokens,error\nfirst,1,\nsecond,,too long\nthird,3,\n"
+    assert begun.out.read_bytes().decode().replace("\r\n", "\n") == table
+    assert not begun.journal.exists()
+
+
+def test_an_early_end_tells_what_is_kept(tmp_path: Path, tiny: Path) -> None:
+    begun = Begun(tmp_path, tiny, {1: {"num_tokens": 2}})
+    before = begun.journal.read_bytes()
+    done = begun.again()
+    assert done.code != 0
+    assert (
+        f"ended early: {begun.journal} keeps 1 of 3 rows, and the same command goes on" in done.err
+    )
+    assert begun.journal.read_bytes() == before
+    assert not begun.out.exists()
+
+
+def test_an_early_end_with_nothing_done_leaves_nothing(tmp_path: Path, tiny: Path) -> None:
+    begun = Begun(tmp_path, tiny, {})
+    done = begun.again()
+    assert done.code != 0
+    assert "ended early" not in done.err
+    assert sorted(path.name for path in tmp_path.glob("*.csv*")) == ["three.csv"]
+
+
+def test_results_of_another_job_are_discarded_by_force_alone(tmp_path: Path, tiny: Path) -> None:
+    begun = Begun(tmp_path, tiny, {1: {"num_tokens": 2}})
+    refused = begun.again("--salt", "other")
+    assert refused.code == 2
+    assert "holds 1 result of another run" in refused.err
+    wrong = begun.again("--column", "title", "--force")
+    assert "no column is called 'title'" in wrong.err
+    assert begun.journal.exists(), "a wrong word discards nothing"
+    begun.again("--salt", "other", "--force")
+    assert not begun.journal.exists()

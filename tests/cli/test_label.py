@@ -145,7 +145,7 @@ def test_answers_to_another_template_are_not_taken_over(
     (tmp_path / "out.csv.journal").write_text("another job\n[-0.1, -2.3]\n")
     done = kdn(tmp_path, *label(tmp_path, rows, out, tiny))
     assert done.code == 2
-    assert "1 answers to other questions" in done.err
+    assert "1 result of another run" in done.err
     assert kdn(tmp_path, *label(tmp_path, rows, out, tiny, "--force")).json["resumed"] == 0
 
 
@@ -158,7 +158,7 @@ def test_answers_of_another_adapter_are_not_taken_over(
     before = killed(tmp_path, out, *label(tmp_path, many, out, tiny, "--adapter", f"qa={old}"))
     other = kdn(tmp_path, *label(tmp_path, many, out, tiny, "--adapter", f"qa={new}"))
     assert other.code == 2
-    assert f"{before} answers to other questions" in other.err
+    assert f"holds {before} result" in other.err
     same = kdn(tmp_path, *label(tmp_path, many, out, tiny, "--adapter", f"qa={old}"))
     assert same.json["resumed"] == before
 

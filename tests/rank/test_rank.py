@@ -129,16 +129,16 @@ def test_a_journal_goes_on_after_a_torn_line(tmp_path: Path) -> None:
     journal.close()
     path.write_text(path.read_text() + "[-0.3, -0")
     again = LabelJournal(path, "job")
-    assert again.answers == [(-0.1, -2.0), (-0.2, -1.0)]
+    assert again.lines == [(-0.1, -2.0), (-0.2, -1.0)]
     again.add((-0.5, -0.9))
     again.close()
     third = LabelJournal(path, "job")
-    assert len(third.answers) == 3
+    assert len(third.lines) == 3
     third.close()
-    with pytest.raises(BadInput, match="3 answers to other questions"):
+    with pytest.raises(BadInput, match="3 results of another run"):
         LabelJournal(path, "another job")
     other = LabelJournal(path, "another job", force=True)
-    assert other.answers == [], "another question's answers are not ours"
+    assert other.lines == [], "another question's answers are not ours"
     other.remove()
     assert not path.exists()
 

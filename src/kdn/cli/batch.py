@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import astuple, dataclass
-from itertools import count
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Annotated
@@ -14,13 +15,13 @@ from kdn.cli.commands import Commands
 from kdn.cli.grouped import grouped
 from kdn.cli.options import JsonOption, ModelChoice
 from kdn.cli.show import emit, progress_bar, say, tell
-from kdn.machine.files import expanded, is_there
+from kdn.machine.files import expanded
 from kdn.machine.text import counted, read_text
 
 if TYPE_CHECKING:
-    from kdn.scale.ray import BatchJob, BatchResult, BatchSettings
+    from kdn.scale.ray import BatchJob, BatchJournal, BatchResult, BatchSettings, RowResult
 
-__all__ = ["app", "keep_early"]
+__all__ = ["app"]
 
 app = typer.Typer(cls=Commands, no_args_is_help=True, help="Tables through many engines, on Ray.")
 _SHOWN_FAILURES = 10
@@ -31,7 +32,10 @@ DataArgument = Annotated[
 OutOption = Annotated[
     Path, typer.Option("--out", "-o", help="A .parquet, .csv, .tsv or .jsonl file.")
 ]
-ForceOption = Annotated[bool, typer.Option("--force", help="Write over a table that is there.")]
+ForceOption = Annotated[
+    bool,
+    typer.Option("--force", help="Write over a table, or discard results of another run."),
+]
 SaltOption = Annotated[str, typer.Option(help="Whose KV it is.")]
 
 
@@ -135,46 +139,71 @@ def rerank(
     _run(data, out, job, engines.of(choice), force=force, as_json=as_json)
 
 
-def keep_early(out: Path, early: BatchResult) -> None:
-    """Write the rows that were done beside the table that is not made, under a name that is free."""
-    from kdn.rank import write_rows
-
-    names = (f"{out.stem}.partial{number or ''}{out.suffix}" for number in count())
-    path = next(path for name in names if not is_there(path := out.with_name(name)))
-    try:
-        write_rows(path, early.rows, early.columns)
-    except Exception as error:  # noqa: BLE001  why the run ended is what is raised
-        say(f"kdn: {error}")
-    else:
-        say(f"{path}: {counted(len(early.rows), 'row')} done before the end")
-
-
 def _run(
     data: Path, out: Path, job: BatchJob, settings: BatchSettings, *, force: bool, as_json: bool
 ) -> None:
     from kdn.rank import check_out, read_rows, write_rows
-    from kdn.scale.ray import run_batch
+    from kdn.scale.ray import BatchJournal, check_batch, run_batch
 
     check_out(out, data, force=force)
     rows, started = read_rows(data), perf_counter()
-    with progress_bar() as bar:
-        task = bar.add_task(f"{counted(len(rows), 'row')}", total=len(rows))
-        found = run_batch(
-            rows,
-            job,
-            settings,
-            lambda done: bar.update(task, completed=done),
-            lambda early: keep_early(out, early),
-        )
-    seconds = perf_counter() - started
-    write_rows(out, found.rows, found.columns)
+    check_batch(rows, job, settings)
+    journal = BatchJournal(out.with_name(out.name + ".journal"), rows, job, settings, force=force)
+    resumed = len(journal.lines)
+    if resumed:
+        say(f"going on with {resumed} of {counted(len(rows), 'row')} from {journal.path}")
+    with _kept(journal, len(rows)) as keep:
+        found = run_batch(rows, job, settings, done=journal.done, on_rows=keep)
+        seconds = perf_counter() - started
+        write_rows(out, found.rows, found.columns)
+    journal.remove()
+    _report(out, found, settings.actors, resumed, seconds, as_json=as_json)
+
+
+@contextmanager
+def _kept(
+    journal: BatchJournal, num_rows: int
+) -> Iterator[Callable[[Mapping[int, RowResult]], None]]:
+    """What keeps results as they come, under a bar; how many are kept is told at an early end."""
+
+    def keep(came: Mapping[int, RowResult]) -> None:
+        journal.add(*came.items())
+        bar.update(task, completed=len(journal.lines))
+
+    try:
+        with progress_bar() as bar:
+            task = bar.add_task(
+                counted(num_rows, "row"), total=num_rows, completed=len(journal.lines)
+            )
+            yield keep
+    except BaseException:
+        journal.close()
+        if journal.lines:
+            say(
+                f"kdn: ended early: {journal.path} keeps {len(journal.lines)} of {counted(num_rows, 'row')},"
+                " and the same command goes on from there"
+            )
+        raise
+
+
+def _report(
+    out: Path, found: BatchResult, actors: int, resumed: int, seconds: float, *, as_json: bool
+) -> None:
     if as_json:
         failed = [{"row": number, "reason": why} for number, why in found.failed.items()]
-        emit({"out": out, "rows": len(rows), "failed": failed, "seconds": seconds})
+        emit(
+            {
+                "out": out,
+                "rows": len(found.rows),
+                "resumed": resumed,
+                "failed": failed,
+                "seconds": seconds,
+            }
+        )
         return
     tell(
-        f"{out}: {counted(len(rows), 'row')}, {len(found.failed)} failed; {len(rows) / seconds:.1f} rows/s"
-        f" with {settings.actors} engines"
+        f"{out}: {counted(len(found.rows), 'row')}, {len(found.failed)} failed;"
+        f" {(len(found.rows) - resumed) / seconds:.1f} rows/s with {actors} engines"
     )
     for number, why in list(found.failed.items())[:_SHOWN_FAILURES]:
         say(f"row {number} failed: {why}")

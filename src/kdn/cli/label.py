@@ -102,13 +102,13 @@ def label(
             threshold=threshold,
         )
         journal = LabelJournal(out.with_name(out.name + ".journal"), job.name(rows), force=force)
-        resumed = len(journal.answers)
+        resumed = len(journal.lines)
         if resumed:
             say(f"going on after row {resumed} of {len(rows)}")
         started = perf_counter()
         _ask_rows(job, rows, asker, journal)
         seconds = perf_counter() - started
-    found = make_table(job, rows, journal.answers)
+    found = make_table(job, rows, journal.lines)
     write_table(out, rows, job.choices, found)
     journal.remove()
     column = own_columns(rows, job.choices)[0]
@@ -131,7 +131,7 @@ def _ask_rows(job: LabelJob, rows: Sequence[Row], asker: _Asker, journal: LabelJ
 
     try:
         with progress_bar() as bar:
-            done = len(journal.answers)
+            done = len(journal.lines)
             task = bar.add_task(counted(len(rows), "row"), total=len(rows), completed=done)
             for done in label_rows(job, rows, asker.ask_each, journal):
                 bar.update(task, completed=done)

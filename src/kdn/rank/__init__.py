@@ -20,7 +20,7 @@ from kdn.rank.choices import (
     wanted,
 )
 from kdn.rank.frames import Asking, frame_of, yes_and_no
-from kdn.rank.journal import LabelJournal
+from kdn.rank.journal import LabelJournal, name_run
 from kdn.rank.judge import Judge, one_token
 from kdn.rank.label import (
     AskEach,
@@ -85,6 +85,7 @@ __all__ = [
     "make_choices",
     "make_table",
     "name_of",
+    "name_run",
     "odds_of",
     "one_token",
     "own_columns",

@@ -2,62 +2,41 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from kdn.errors import BadInput
-from kdn.machine.journal import Journal, read_journal
+from kdn.machine.journal import RunJournal
+from kdn.rank.rows import Row
 
-__all__ = ["LabelAnswer", "LabelJournal"]
+__all__ = ["LabelAnswer", "LabelJournal", "name_run"]
 
 LabelAnswer = tuple[float, ...] | str
 """Log-probabilities of the choices; or why a row could not be asked about."""
 
 
-class LabelJournal:
+class LabelJournal(RunJournal[LabelAnswer]):
     """Answers in order of rows, a line each; a torn last line is not counted."""
 
     def __init__(self, path: Path, name: str, *, force: bool = False) -> None:
         """Go on with the journal of this job, or begin one.
 
-        Raises BadInput when it holds answers to other questions, unless `force` discards them.
+        Raises StoreError, and BadInput when it holds answers to other questions, unless `force` discards
+        them.
         """
-        self._path = path
-        self.answers: list[LabelAnswer] = self._read(name, force=force)
-        self._journal = Journal(path, name, self.answers)
+        super().__init__(path, name, _answer, force=force)
 
-    def _read(self, name: str, *, force: bool) -> list[LabelAnswer]:
-        try:
-            of, lines = read_journal(self._path)
-        except (OSError, UnicodeDecodeError) as error:
-            raise BadInput(f"{self._path} is no journal of labels ({error}); remove it") from error
-        if of == name:
-            return [self._answer(line) for line in lines]
-        if lines and not force:
-            raise BadInput(
-                f"{self._path} holds {len(lines)} answers to other questions: the rows, template,"
-                " choices or model have changed; --force discards them, or choose another file"
-            )
-        return []
 
-    def add(self, answer: LabelAnswer) -> None:
-        """One more answer; it outlives the process from here on."""
-        self.answers.append(answer)
-        self._journal.add(answer)
+def _answer(told: Any) -> LabelAnswer:
+    # of a hopeless choice the log-probability is -Infinity
+    return told if isinstance(told, str) else tuple(map(float, told))
 
-    def close(self) -> None:
-        """Leave the file for a later run."""
-        self._journal.close()
 
-    def remove(self) -> None:
-        """The table is written: the journal has done its work."""
-        self._journal.remove()
-
-    def _answer(self, line: str) -> LabelAnswer:
-        try:
-            told = json.loads(line)  # of a hopeless choice the log-probability is -Infinity
-            return told if isinstance(told, str) else tuple(map(float, told))
-        except (ValueError, TypeError) as error:
-            raise BadInput(
-                f"{self._path} is damaged ({error}); remove it, and the rows are asked again"
-            ) from error
+def name_run(asked: Sequence[Any], rows: Sequence[Row]) -> str:
+    """Names a run by the rows, and by what is asked of them: values that JSON has."""
+    state = hashlib.sha256(json.dumps(asked).encode())
+    for row in rows:
+        state.update(json.dumps(row, sort_keys=True).encode())
+    return state.hexdigest()

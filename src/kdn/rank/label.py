@@ -5,8 +5,6 @@ rows  ->  questions  ->  answers  ->  journal (a line a row)  ->  calibration  -
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -18,7 +16,7 @@ from typing import Any
 from kdn.errors import BadInput, PromptTooLong
 from kdn.rank.calibrate import fit_temperature
 from kdn.rank.choices import Choice, ChoiceProbabilities, share_out
-from kdn.rank.journal import LabelAnswer, LabelJournal
+from kdn.rank.journal import LabelAnswer, LabelJournal, name_run
 from kdn.rank.questions import Conversation, RowTemplate
 from kdn.rank.rows import Row, columns_of, write_rows
 
@@ -56,10 +54,7 @@ class LabelJob:
     def name(self, rows: Sequence[Row]) -> str:
         """Names the questions; what is made of the answers afterwards is not part of it."""
         said = [self.model, self.template, [[c.name, *c.tokens] for c in self.choices]]
-        state = hashlib.sha256(json.dumps(said).encode())
-        for row in rows:
-            state.update(json.dumps(row, sort_keys=True).encode())
-        return state.hexdigest()
+        return name_run(said, rows)
 
 
 @dataclass(frozen=True)
@@ -131,7 +126,7 @@ def label_rows(
     A row that is too long for the model is written down as refused; the others are asked about.
     """
     template = RowTemplate(job.template)
-    done = len(journal.answers)
+    done = len(journal.lines)
     questions = (template.fill(row) for row in islice(rows, done, None))
     for number, answer in enumerate(ask_each(questions, job.choices), done + 1):
         journal.add(answer_of(answer))

@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 import os
 import signal
-from collections.abc import Callable
+import subprocess
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,17 +17,18 @@ import kdn
 from kdn.errors import BadInput, UnknownModel
 from kdn.rank import read_rows
 from kdn.store import open_store
+from tests.cli.program import Done, finish, start
 from tests.cli.program import kdn as run
 from tests.store.remotes import node_server
 
 pytest.importorskip("ray", reason="Ray is not installed (pip install 'kdn[ray]')")
 
 from kdn.scale.ray import (
-    BatchResult,
     BatchSettings,
     LabelBatch,
     PrefillBatch,
     RerankBatch,
+    RowResult,
     run_batch,
 )
 
@@ -65,13 +69,13 @@ def test_a_killed_actor_loses_no_row_and_repeats_none(model: Path, tmp_path: Pat
     settings = BatchSettings(str(model), str(tmp_path), dtype="float32", batch_rows=5)
     killed: list[int] = []
 
-    def kill_once(done: int) -> None:
+    def kill_once(came: Mapping[int, RowResult]) -> None:
         if not killed:
             killed.extend(actor_processes()[:1])
             assert killed, "no actor is found to be killed"
             os.kill(killed[0], signal.SIGKILL)
 
-    found = run_batch(table, job, settings, kill_once)
+    found = run_batch(table, job, settings, on_rows=kill_once)
     assert killed
     assert found.failed == {}
     assert [row["text"] for row in found.rows] == [row["text"] for row in table]
@@ -82,20 +86,70 @@ def test_a_killed_actor_loses_no_row_and_repeats_none(model: Path, tmp_path: Pat
         assert (row["p_Yes"], row["p_No"]) == pytest.approx(one.probabilities, rel=1e-4)
 
 
-def test_rows_that_are_done_are_handed_over_at_an_early_end(model: Path, tmp_path: Path) -> None:
-    """Ctrl-C comes after the first blocks of 5 of 20 rows."""
+def test_a_batch_that_was_stopped_sends_only_the_rows_that_are_missing(
+    model: Path, tmp_path: Path
+) -> None:
+    """Ctrl-C comes after the first block of 5 of 20 rows; then all are done, and Ray is not asked."""
     settings = BatchSettings(str(model), str(tmp_path), dtype="float32", batch_rows=5)
-    done: list[int] = []
-    early: list[BatchResult] = []
+    done, later = dict[int, RowResult](), dict[int, RowResult]()
 
-    def stop(count: int) -> None:
-        done.append(count)
+    def stop(came: Mapping[int, RowResult]) -> None:
+        done.update(came)
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        run_batch(rows(20), PrefillBatch(), settings, stop, early.append)
-    assert len(early[0].rows) == done[0] < 20
-    assert all(row["num_tokens"] > 0 for row in early[0].rows)
+        run_batch(rows(20), PrefillBatch(), settings, on_rows=stop)
+    assert len(done) == 5
+    found = run_batch(rows(20), PrefillBatch(), settings, done=done, on_rows=later.update)
+    assert sorted(later) == [number for number in range(20) if number not in done]
+    assert [row["text"] for row in found.rows] == [row["text"] for row in rows(20)]
+    assert all(row["num_tokens"] > 0 for row in found.rows)
+    nowhere = replace(settings, address="127.0.0.1:9")
+    assert run_batch(rows(20), PrefillBatch(), nowhere, done=done | later) == found
+
+
+def stopped(signum: int, home: Path, out: Path, *asked: str | Path) -> tuple[Done, int]:
+    """Stop a command once its journal has rows; how it ended, and how many rows are kept."""
+    journal = out.with_name(f"{out.name}.journal")
+    before = journal.read_text().count("\n") if journal.exists() else 1
+    program = start(home, *asked)
+    while program.poll() is None:
+        if journal.exists() and journal.read_text().count("\n") > before:
+            program.send_signal(signum)
+            break
+        with suppress(subprocess.TimeoutExpired):
+            program.wait(0.02)
+    done = finish(program)
+    assert not out.exists()
+    return done, journal.read_text().count("\n") - 1
+
+
+def test_a_command_that_is_stopped_or_killed_goes_on_where_it_was(
+    model: Path, tmp_path: Path
+) -> None:
+    """Ctrl-C, then a kill, then the rest: the table is that of one engine at one go."""
+    data, out = tmp_path / "rows.csv", tmp_path / "out.csv"
+    texts = [f"{number} {'card ' * 150}" for number in range(80)]
+    data.write_text("\n".join(["text", *texts]) + "\n")
+    options = ("--model", model, "--dtype", "float32", "--batch-rows", "2", "--json")
+    prefill = ("batch", "prefill", data, "-o", out, *options)
+    ended, first = stopped(signal.SIGINT, tmp_path, out, *prefill)
+    assert ended.code == 130
+    kept = f"ended early: {out}.journal keeps {first} of 80 rows, and the same command goes on"
+    assert kept in ended.err
+    killed, second = stopped(signal.SIGKILL, tmp_path, out, *prefill)
+    assert killed.code == -signal.SIGKILL
+    assert f"going on with {first} of 80 rows from" in killed.err
+    assert 0 < first < second < 80
+    done = run(tmp_path, *prefill)
+    assert done.code == 0, done.err
+    assert done.json["resumed"] == second
+    assert not list(tmp_path.glob("*.journal"))
+    with kdn.open(model, home=tmp_path / "own", dtype="float32") as own:
+        expected = [str(own.prefill(text)) for text in texts]
+    assert [(row["text"], row["num_tokens"]) for row in read_rows(out)] == list(
+        zip(texts, expected, strict=True)
+    )
 
 
 def test_the_command_keeps_errors_beside_their_rows(model: Path, tmp_path: Path) -> None:

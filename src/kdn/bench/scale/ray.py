@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -24,7 +24,7 @@ from kdn.config import Config, EngineConfig, StoreConfig, home_folder
 from kdn.corpus import corpus_files
 from kdn.errors import EngineFailed
 from kdn.rank import Row
-from kdn.scale.ray import BatchSettings, LabelBatch, run_batch
+from kdn.scale.ray import BatchSettings, LabelBatch, RowResult, run_batch
 
 __all__ = ["counted", "run"]
 
@@ -112,11 +112,11 @@ def _actors(
     )
     done, at = list[int](), list[float]()
 
-    def hear(rows: int) -> None:
-        done.append(rows)
+    def hear(came: Mapping[int, RowResult]) -> None:
+        done.append(len(came) + (done[-1] if done else 0))
         at.append(time.perf_counter() - started)
 
-    told = run_batch(table, LabelBatch(TEMPLATE, CHOICES), settings, hear)
+    told = run_batch(table, LabelBatch(TEMPLATE, CHOICES), settings, on_rows=hear)
     if told.failed:
         raise EngineFailed(f"{len(told.failed)} rows failed: {next(iter(told.failed.values()))}")
     _keep(found, name, count, options.threads / count, done, at)

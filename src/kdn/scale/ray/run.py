@@ -26,7 +26,7 @@ from kdn.model import resolve
 from kdn.rank import Row, columns_of
 from kdn.scale.ray.jobs import BatchJob, RowResult
 
-__all__ = ["BatchResult", "BatchSettings", "EngineActor", "run_batch"]
+__all__ = ["BatchResult", "BatchSettings", "EngineActor", "check_batch", "run_batch"]
 
 _CONNECT_S = 5.0
 _HTTP2_HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes((0, 0, 0, 4, 0, 0, 0, 0, 0))
@@ -66,7 +66,7 @@ class BatchSettings:
 
 @dataclass(frozen=True)
 class BatchResult:
-    """Rows with what came of them, in the order of the table: every row, or those done at an early end."""
+    """Every row with what came of it, in the order of the table."""
 
     rows: tuple[Mapping[str, Any], ...]
     columns: tuple[str, ...]
@@ -102,32 +102,41 @@ class EngineActor:
         }
 
 
-def run_batch(
-    rows: Sequence[Row],
-    job: BatchJob,
-    settings: BatchSettings,
-    on_progress: Callable[[int], None] | None = None,
-    on_early_end: Callable[[BatchResult], None] | None = None,
-) -> BatchResult:
-    """Run the job over all rows; `on_progress` hears how many are done.
+def check_batch(rows: Sequence[Row], job: BatchJob, settings: BatchSettings) -> None:
+    """What is wrong with a batch before Ray is asked.
 
-    Where an error or Ctrl-C ends it early, `on_early_end` is given the rows that are done, if any are.
-    Raises BadInput for rows that the job cannot be asked with, BadConfig or UnknownModel before Ray is
-    started here, EngineFailed when Ray gives up, MissingExtra
-    without Ray.
+    Raises BadInput for rows that the job cannot be asked with, and where it runs here BadConfig, or
+    UnknownModel for a model that is not here.
     """
     job.check(rows)
     if settings.address is None:  # the machines of a cluster may have other models
         home = None if settings.home is None else Path(settings.home)
         resolve(settings.model, load_config(os.environ, home=home).home)
-    found = dict[int, RowResult]()
-    try:
+
+
+def run_batch(
+    rows: Sequence[Row],
+    job: BatchJob,
+    settings: BatchSettings,
+    *,
+    done: Mapping[int, RowResult] | None = None,
+    on_rows: Callable[[Mapping[int, RowResult]], None] | None = None,
+) -> BatchResult:
+    """Run the job over the rows that `done` has no result for; the table that is returned holds all.
+
+    `on_rows` is given the results of each block as it comes back, in any order, under the numbers of their
+    rows from 0: those of each row that was sent, once, a row that failed with its error alone.  What it
+    was given until an error or Ctrl-C ended the batch, or it raised itself, is `done` for the next call
+    with these rows, this job and this model.  Where nothing is missing, Ray is not started.
+
+    Raises as `check_batch`, BadInput where no Ray answers, EngineFailed when Ray gives up, MissingExtra
+    without Ray.
+    """
+    check_batch(rows, job, settings)
+    found = dict(done or {})
+    if missing := [number for number in range(len(rows)) if number not in found]:
         with _ray(settings) as ray:
-            _collect(ray, _data(ray, rows, job, settings), len(rows), found, on_progress)
-    except BaseException:
-        if found and on_early_end is not None:
-            on_early_end(_joined(rows, job, found))
-        raise
+            _collect(ray, _data(ray, rows, missing, job, settings), len(rows), found, on_rows)
     return _joined(rows, job, found)
 
 
@@ -136,16 +145,20 @@ def _collect(
     data: Any,
     num_rows: int,
     found: dict[int, RowResult],
-    on_progress: Callable[[int], None] | None,
+    on_rows: Callable[[Mapping[int, RowResult]], None] | None,
 ) -> None:
     """Every row's result into `found`, as blocks come back. Raises EngineFailed."""
     try:
         for block in data.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=0):
-            for number, told in zip(block[_NUMBER], block[_RESULT], strict=True):
-                assert int(number) not in found, f"row {number} came twice"
-                found[int(number)] = msgspec.json.decode(told)
-            if on_progress is not None:
-                on_progress(len(found))
+            came = {
+                int(number): msgspec.json.decode(told)
+                for number, told in zip(block[_NUMBER], block[_RESULT], strict=True)
+            }
+            assert len(came) == len(block[_NUMBER]), f"a row of {sorted(came)} came twice"
+            assert not came.keys() & found.keys(), f"a row of {sorted(came)} came again"
+            found |= came
+            if on_rows is not None:
+                on_rows(came)
     except ray.exceptions.RayError as error:
         raise EngineFailed(
             f"the batch ended after {len(found):,} of {counted(num_rows, 'row')}: {_last_line(error)}"
@@ -156,10 +169,12 @@ def _collect(
         )
 
 
-def _data(ray: Any, rows: Sequence[Row], job: BatchJob, settings: BatchSettings) -> Any:
+def _data(
+    ray: Any, rows: Sequence[Row], missing: Sequence[int], job: BatchJob, settings: BatchSettings
+) -> Any:
     items = [
-        {_NUMBER: number, _ROW: msgspec.json.encode(row, enc_hook=str).decode()}
-        for number, row in enumerate(rows)
+        {_NUMBER: number, _ROW: msgspec.json.encode(rows[number], enc_hook=str).decode()}
+        for number in missing
     ]
     blocks = -(-len(items) // settings.batch_rows)
     with (
@@ -255,7 +270,6 @@ def _joined(rows: Sequence[Row], job: BatchJob, found: Mapping[int, RowResult]) 
     joined = tuple(
         {**row, **{names[name]: found[number].get(name) for name in names}}
         for number, row in enumerate(rows)
-        if number in found
     )
     failed = {
         number + 1: str(one["error"]) for number, one in sorted(found.items()) if "error" in one
