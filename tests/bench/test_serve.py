@@ -9,7 +9,7 @@ import time
 import pytest
 
 from kdn.bench.serve.generator import run_load
-from kdn.bench.serve.serve import ALONE, KDN, NOTHING_KEPT, VLLM, _Found, _shares
+from kdn.bench.serve.serve import ALONE, KDN, NOTHING_KEPT, VLLM, _Found, _shares, turns
 from kdn.bench.serve.servers import LoadedServer
 from kdn.bench.serve.traffic import (
     LoadAnswer,
@@ -166,3 +166,14 @@ def test_the_generator_times_streams_and_tells_of_what_was_refused() -> None:
     assert good.sent_s < good.first_s <= good.last_s
     assert refused.error.startswith("ValueError: HTTP/1.1 400")
     assert refused.sent_s - began_s >= 0.019, "20 ms after the beginning, or later"
+
+
+def test_rivals_run_less_often_than_what_is_compared_with_itself() -> None:
+    """Two rounds beside vLLM; a third for our own costs. Who was first is last in the next round."""
+    names = ["kdn", "kdn, nothing retained", "engine alone", "vllm"]
+    assert list(turns(names, rounds=2, cost_rounds=3)) == [
+        *((0, name) for name in names),
+        *((1, name) for name in reversed(names)),
+        *((2, name) for name in names[:3]),
+    ]
+    assert list(turns(names, rounds=1, cost_rounds=0)) == [(0, "kdn"), (0, "vllm")]

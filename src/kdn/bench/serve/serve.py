@@ -9,7 +9,7 @@ at once, or as a Poisson process at a share of the rate that we answer all at on
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,7 +33,7 @@ from kdn.core import quantile
 from kdn.errors import BadInput, EngineFailed
 from kdn.plot import Figure
 
-__all__ = ["FULL", "QUICK", "ServeScale", "measure", "run"]
+__all__ = ["FULL", "QUICK", "ServeScale", "measure", "run", "turns"]
 
 KDN, NOTHING_KEPT, ALONE, VLLM = "kdn", "kdn, nothing retained", "engine alone", "vllm"
 _KEEP_NOTHING: dict[str, object] = {"kdn": {"keep": "nothing"}}
@@ -47,6 +47,8 @@ class ServeScale:
     count: int
     """Requests in a load."""
     rounds: int
+    cost_rounds: int
+    """Of our own servers with the first shape: a cost is the small difference of two of them."""
     rates: tuple[float, ...]
     """Of the load that arrives over time, as shares of the saturated rate."""
     eager_vllm: bool = False
@@ -60,6 +62,7 @@ FULL = ServeScale(
     },
     count=24,
     rounds=2,
+    cost_rounds=8,
     rates=(0.3, 0.7),
 )
 QUICK = ServeScale(
@@ -69,6 +72,7 @@ QUICK = ServeScale(
     },
     count=8,
     rounds=1,
+    cost_rounds=1,
     rates=(0.5,),
     eager_vllm=True,
 )
@@ -242,14 +246,14 @@ class _Measuring:
 
     def _saturated(self, shape: str) -> None:
         """All at once, every server in turn; who is first changes from round to round."""
-        names = [one for one in self.servers if shape == "unique" or one in (KDN, VLLM)]
-        for number in range(self.options.pairs or self.scale.rounds):
-            for name in names if number % 2 == 0 else reversed(names):
-                self.options.say(f"{shape}, all at once: {name}")
-                result = self._load(name, shape, self.scale.count, None, f"all {number}")
-                self.found.rates.setdefault((shape, name), []).append(result.requests_per_s)
-                cpu_s = float(self.found.rows[-1]["cpu s"] or 0.0)
-                self.found.cpu_s.setdefault((shape, name), []).append(cpu_s)
+        rounds = self.options.pairs or self.scale.rounds
+        cost_rounds = (self.options.pairs or self.scale.cost_rounds) if shape == "unique" else 0
+        for number, name in turns(self.servers, rounds, cost_rounds):
+            self.options.say(f"{shape}, all at once: {name}")
+            result = self._load(name, shape, self.scale.count, None, f"all {number}")
+            self.found.rates.setdefault((shape, name), []).append(result.requests_per_s)
+            cpu_s = float(self.found.rows[-1]["cpu s"] or 0.0)
+            self.found.cpu_s.setdefault((shape, name), []).append(cpu_s)
 
     def _at_rate(self, shape: str, share: float) -> None:
         rate = share * statistics.median(self.found.rates[shape, KDN])
@@ -290,6 +294,15 @@ class _Measuring:
         failed = [one.error for one in result.answered if one.error]
         if failed:
             self.found.notes.append(f"{name}: {len(failed)} requests failed, as {failed[0][:200]}")
+
+
+def turns(names: Iterable[str], rounds: int, cost_rounds: int) -> Iterator[tuple[int, str]]:
+    """Who is loaded in which round: kdn and vLLM in `rounds`, all of ours in `cost_rounds`."""
+    kinds = ((rounds, {KDN, VLLM}), (cost_rounds, {KDN, NOTHING_KEPT, ALONE}))
+    for number in range(max(rounds, cost_rounds)):
+        wanted = set[str]().union(*(kind for count, kind in kinds if number < count))
+        there = [name for name in names if name in wanted]
+        yield from ((number, name) for name in (there if number % 2 == 0 else there[::-1]))
 
 
 def _parts(server: LoadedServer) -> dict[str, float]:
