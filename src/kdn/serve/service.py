@@ -9,7 +9,7 @@ from typing import Protocol
 from kdn.api import AskLibrary
 from kdn.core import Constraint, Generator, Prompt, Sampling, TokenIds
 from kdn.engine import EngineStat
-from kdn.errors import BadInput
+from kdn.errors import BadInput, UnknownModel
 from kdn.model import ChatOptions, Document, LoadedModel, Message, PlacedText, ToolFormat
 from kdn.rag import Vectors
 from kdn.rank import Asking
@@ -203,6 +203,19 @@ class ServedModel:
     """What an adapter's name means now: what requests name in its place, and what is to be held so long."""
     loading: LoadedModel | None = None
     """None: its adapters are those that it began with."""
+
+    def weights(self, adapter: str | None) -> str | None:
+        """A digest of what answers depend on, with an adapter of that name or key.
+
+        None where it is not known, and for an adapter that has left.
+        """
+        if self.loading is None:
+            return None
+        try:
+            found = None if adapter is None else self.loading.adapters.known(adapter)
+        except UnknownModel:
+            return None
+        return self.loading.decoder.answers_digest(found)
 
 
 class ServedModels:

@@ -63,6 +63,7 @@ class Answers(ABC):
         drawn = [token.token_id for token in answers[0].tokens]
         whole = await self._account(whole, [answer.ended.usage for answer in answers], drawn)
         await self._made(self.tell_prompts, whole, shown)
+        whole.system_fingerprint = self.job.served.weights(self.job.bound_adapter())
         return json_response(whole)
 
     @property
