@@ -226,8 +226,6 @@ class Decoder:
         """None: layers are computed one by one."""
         self._ends = ends
         self._identity = identity
-        self._digests: dict[str | None, str] = {}
-        """What `answers_digest` gave, by adapter: it is told with every answer."""
         self.fingerprint = self.fingerprint_with(None)
 
     def over_same_weights(
@@ -302,10 +300,7 @@ class Decoder:
         These differ in the last bits only, and machines of one cluster may have different ones: they would
         refuse to go on with each other's answers.
         """
-        name = adapter.digest if adapter is not None else None
-        if name not in self._digests:
-            self._digests[name] = _digest(self._answers_from(adapter))
-        return self._digests[name]
+        return _digest(self._answers_from(adapter))
 
     def _answers_from(self, adapter: LoraAdapter | None) -> dict[str, object]:
         identity = self._identity

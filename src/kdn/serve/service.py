@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Protocol
 
 from kdn.api import AskLibrary
@@ -204,15 +205,17 @@ class ServedModel:
     loading: LoadedModel | None = None
     """None: its adapters are those that it began with."""
 
-    def weights(self, adapter: str | None) -> str | None:
-        """A digest of what answers depend on, with an adapter of that name or key.
+    @cached_property
+    def weights(self) -> str | None:
+        """A digest of what answers without an adapter depend on; None where it is not known."""
+        return None if self.loading is None else self.loading.decoder.answers_digest(None)
 
-        None where it is not known, and for an adapter that has left.
-        """
+    def weights_with(self, adapter: str) -> str | None:
+        """As `weights`, with the adapter of that name or key; None also for one that has left."""
         if self.loading is None:
             return None
         try:
-            found = None if adapter is None else self.loading.adapters.known(adapter)
+            found = self.loading.adapters.known(adapter)
         except UnknownModel:
             return None
         return self.loading.decoder.answers_digest(found)

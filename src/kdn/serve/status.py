@@ -58,7 +58,7 @@ def _cards(context: RequestContext, created: int) -> dict[str, ModelCard]:
     cards = {}
     for served in context.models.all:
         cards[served.name] = ModelCard(
-            served.name, created, served.max_context, weights=served.weights(None) or UNSET
+            served.name, created, served.max_context, weights=served.weights or UNSET
         )
         for name in served.adapters:
             cards[name] = ModelCard(
@@ -66,7 +66,7 @@ def _cards(context: RequestContext, created: int) -> dict[str, ModelCard]:
                 created,
                 served.max_context,
                 parent=served.name,
-                weights=served.weights(name) or UNSET,
+                weights=served.weights_with(name) or UNSET,
             )
     embedder = context.models.first.embedder
     if embedder is not None:
