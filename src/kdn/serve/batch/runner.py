@@ -93,7 +93,7 @@ class BatchRunner:
         self._limits, self._clock, self._new_id = limits, clock, new_id
         self._is_stopping = is_stopping
         self._places = asyncio.Semaphore(limits.width)
-        self._threads = CapacityLimiter(_THREADS)
+        self._beside = partial(run_sync, limiter=CapacityLimiter(_THREADS))
         self._tasks: dict[str, asyncio.Task[None]] = {}
 
     def resume(self) -> None:
@@ -151,8 +151,7 @@ class BatchRunner:
             return
         path = self._folder.path(batch.input_file_id)
         if batch.status == "validating":
-            checked = partial(_validate, path, batch.endpoint, self._limits.lines)
-            total, errors = await run_sync(checked, limiter=self._threads)
+            total, errors = await self._beside(_validate, path, batch.endpoint, self._limits.lines)
             if errors:
                 await self._fail(batch, errors)
                 return
@@ -161,11 +160,10 @@ class BatchRunner:
                 batch.status, batch.in_progress_at = "in_progress", self._now()
             await run_sync(self._folder.save, batch)
         with system_errors(f"writing the answers of {batch.id}"), ExitStack() as opened:
-            begin = partial(self._open, batch, caller, path, opened)
-            run = await run_sync(begin, limiter=self._threads)
+            run = await self._beside(self._open, batch, caller, path, opened)
             if batch.finalizing_at is None:
                 await self._answer_all(run)
-            await run_sync(self._end, run, limiter=self._threads)
+            await self._beside(self._end, run)
 
     def _open(self, batch: BatchRecord, caller: Caller, path: Path, opened: ExitStack) -> _Run:
         """The batch with what is answered already, its files opened to write on."""
