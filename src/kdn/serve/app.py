@@ -67,6 +67,7 @@ def create_app(
         threads=CapacityLimiter(_THREADS),
         compiling=CapacityLimiter(_THREADS),
         telling=CapacityLimiter(1),  # work of Python, which several threads do no sooner
+        comparing=CapacityLimiter(_THREADS),
         clock=clock,
         new_id=new_id,
         recent=RecentRequests(clock),

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Protocol
 
 from kdn.api import AskLibrary
 from kdn.core import Constraint, Generator, Prompt, Sampling, TokenIds
 from kdn.engine import EngineStat
-from kdn.errors import BadInput
+from kdn.errors import BadInput, UnknownModel
 from kdn.model import ChatOptions, Document, LoadedModel, Message, PlacedText, ToolFormat
 from kdn.rag import Vectors
 from kdn.rank import Asking
@@ -203,6 +204,21 @@ class ServedModel:
     """What an adapter's name means now: what requests name in its place, and what is to be held so long."""
     loading: LoadedModel | None = None
     """None: its adapters are those that it began with."""
+
+    @cached_property
+    def weights(self) -> str | None:
+        """A digest of what answers without an adapter depend on; None where it is not known."""
+        return None if self.loading is None else self.loading.decoder.answers_digest(None)
+
+    def weights_with(self, adapter: str) -> str | None:
+        """As `weights`, with the adapter of that name or key; None also for one that has left."""
+        if self.loading is None:
+            return None
+        try:
+            found = self.loading.adapters.known(adapter)
+        except UnknownModel:
+            return None
+        return self.loading.decoder.answers_digest(found)
 
 
 class ServedModels:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import msgspec
 from fastapi import APIRouter, Response
-from msgspec import UNSET, UnsetType
+from msgspec import UNSET
 
 from kdn.errors import EngineFailed
 from kdn.serve.openai.context import RequestContext
 from kdn.serve.openai.responses import ModelCard, ModelList, json_response
-from kdn.serve.service import ServedModel
 
 __all__ = ["about_routes"]
 
@@ -59,7 +58,7 @@ def _cards(context: RequestContext, created: int) -> dict[str, ModelCard]:
     cards = {}
     for served in context.models.all:
         cards[served.name] = ModelCard(
-            served.name, created, served.max_context, weights=_weights(served)
+            served.name, created, served.max_context, weights=served.weights or UNSET
         )
         for name in served.adapters:
             cards[name] = ModelCard(
@@ -67,19 +66,9 @@ def _cards(context: RequestContext, created: int) -> dict[str, ModelCard]:
                 created,
                 served.max_context,
                 parent=served.name,
-                weights=_weights(served, name),
+                weights=served.weights_with(name) or UNSET,
             )
     embedder = context.models.first.embedder
     if embedder is not None:
         cards[embedder.name] = ModelCard(embedder.name, created, embedder.max_tokens)
     return cards
-
-
-def _weights(served: ServedModel, adapter: str | None = None) -> str | UnsetType:
-    """The digest; nothing where it is not known, and for an adapter that left meanwhile."""
-    if served.loading is None:
-        return UNSET
-    found = None if adapter is None else served.loading.adapters.get(adapter)
-    if adapter is not None and found is None:
-        return UNSET
-    return served.loading.decoder.answers_digest(found)

@@ -111,6 +111,29 @@ def test_an_answer_of_another_shape_is_refused(chat: Any, why: str) -> None:
         list(RemoteEngine(client).ask_each([asked], YES_NO))
 
 
+def test_answers_of_other_weights_by_the_same_name_are_not_mixed() -> None:
+    """The server starts again with others between two questions. One that tells none is believed."""
+    both = [{"token": text, "logprob": -1.0} for text in ("Yes", "No")]
+    chat = _first(token="Yes", logprob=-1.0, top_logprobs=both)
+    said = {
+        "/v1/models": {"data": [{"id": "m", "weights": "x"}]},
+        "/v1/chat/completions": chat,
+        "/detokenize": {"prompt": "Yes"},
+    }
+    question = Conversation((Message("user", "Is it?"),))
+    with (
+        answering(_json(said)) as place,
+        RemoteEngine(JsonClient(f"http://{place}")) as engine,
+    ):
+        for told in ({}, {"system_fingerprint": None}, {"system_fingerprint": "x"}):
+            said["/v1/chat/completions"] = chat | told
+            [found] = engine.ask_each([question], YES_NO)
+            assert isinstance(found, ChoiceProbabilities)
+        said["/v1/chat/completions"] = chat | {"system_fingerprint": "y"}
+        with pytest.raises(BadInput, match="other weights by the name 'm' than when this began"):
+            list(engine.ask_each([question], YES_NO))
+
+
 @pytest.mark.parametrize(
     "usage", [None, 3, {"prompt_tokens": "9"}, {"prompt_tokens": 9, "prompt_tokens_details": 3}]
 )

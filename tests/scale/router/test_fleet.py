@@ -77,14 +77,17 @@ class Answering:
         for name in answered:
             self.answer(self.send(name), 0)
 
-    def send(self, name: str) -> tuple[RoutedPrompt, Confirmed]:
+    def send(self, name: str) -> tuple[int, RoutedPrompt, Confirmed]:
         sent = RoutedPrompt((name,), 4001, 4000)
         confirmed = self.fleet.servers["a"].stored.confirmed(sent.chunks)
-        self.fleet.begin("a", sent, 0.0)
-        return sent, confirmed
+        return self.fleet.begin("a", sent, 0.0), sent, confirmed
 
-    def answer(self, sent: tuple[RoutedPrompt, Confirmed], cached: int, tokens: int = 4001) -> None:
-        self.fleet.correct("a", *sent, ToldTokens(tokens, cached))
+    def answer(
+        self, sent: tuple[int, RoutedPrompt, Confirmed], cached: int, tokens: int = 4001
+    ) -> None:
+        number, asked, confirmed = sent
+        self.fleet.servers["a"].began(number, 0.0)
+        self.fleet.correct("a", asked, confirmed, ToldTokens(tokens, cached))
 
     def stored(self) -> str:
         one = self.fleet.servers["a"].stored
@@ -134,25 +137,44 @@ def test_a_prompt_that_was_stored_in_full_takes_nothing_away() -> None:
     fleet = fleet_of("a")
     stored = fleet.servers["a"].stored
     for number in range(20):
-        fleet.begin("a", prompt_of({"model": "m", "prompt": f"{number} " * 512}), 0.0)
+        one = fleet.begin("a", prompt_of({"model": "m", "prompt": f"{number} " * 512}), 0.0)
+        fleet.servers["a"].began(one, 0.0)
     hit = prompt_of({"model": "m", "prompt": "The tide. " * 768})
     sizes = []
     for cached in (0, 1669, 1669, 1669):
         confirmed = stored.confirmed(hit.chunks)
-        fleet.begin("a", hit, 0.0)
+        fleet.servers["a"].began(fleet.begin("a", hit, 0.0), 0.0)
         fleet.correct("a", hit, confirmed, ToldTokens(1670, cached))
         sizes.append(len(stored))
     assert sizes == [10 * 2 + 10 * 3 + 15] * 4  # 1,024 or 1,536 characters each, and 7,680
 
 
+def test_only_an_answer_that_began_says_that_a_prompt_is_stored() -> None:
+    """While it waits it is counted on, so that prompts of one beginning go to one server."""
+    fleet = fleet_of("a")
+    server, asked = fleet.servers["a"], prompt("xyz")
+    answered, refused = fleet.begin("a", prompt("xy"), 0.0), fleet.begin("a", asked, 0.0)
+    assert (server.match(asked.chunks), len(server.stored)) == (3, 0)
+    server.ended(refused)
+    server.ended(refused)  # told again, as where its client leaves
+    assert (server.match(asked.chunks), len(server.stored)) == (2, 0)
+    server.began(answered, 21.0)
+    server.ended(answered)
+    assert (server.match(asked.chunks), len(server.stored)) == (2, 2)
+    server.ended(fleet.begin("a", asked, 21.0))
+    assert (server.match(asked.chunks), len(server.stored)) == (2, 2)
+
+
 def test_a_server_that_is_down_gets_nothing_and_comes_back_empty() -> None:
     fleet = fleet_of("a", "b")
-    fleet.begin("a", prompt("xyz"), 0.0)
+    fleet.servers["a"].began(fleet.begin("a", prompt("xy"), 0.0), 0.0)
+    late = fleet.begin("a", prompt("xyz"), 0.0)
     fleet.down("a")
+    fleet.servers["a"].began(late, 1.0)  # what it had sent before
     for make in RULES.values():
         assert [server.name for server in make().order(prompt("xyz"), fleet, 0.0)] == ["b"]
     fleet.servers["a"].is_up = True
-    assert fleet.servers["a"].stored.match(prompt("xyz").chunks) == 0
+    assert fleet.servers["a"].match(prompt("xyz").chunks) == 0
     fleet.down("a")
     fleet.down("b")
     assert all(make().order(prompt("xyz"), fleet, 0.0) == [] for make in RULES.values())

@@ -78,7 +78,12 @@ def test_cards_tell_what_answers_depend_on(
     others.append(served(models["w"]))
     with running(plain, others=others) as server:
         cards = server.http.get("/v1/models").json()["data"]
-    told = {card["id"]: card["weights"] for card in cards if "weights" in card}
+        told = {card["id"]: card["weights"] for card in cards if "weights" in card}
+        for name in ("p", "w", "tuned"):  # and so does each answer
+            assert chat(server, name)["system_fingerprint"] == told[name]
+            plain_text = {"model": name, "prompt": "Hi", "max_tokens": 1}
+            said = server.http.post("/v1/completions", json=plain_text).json()
+            assert said["system_fingerprint"] == told[name]
     assert told["p"] in (told["float32 none"], told["bfloat16 none"]), "whichever is this machine's"
     del told["p"]
     assert {"w", "tuned"} < told.keys()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -9,14 +10,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import httpx
 import openai
 import pytest
+from anyio import to_thread
 from openai.types.chat import ChatCompletionMessageParam
 
 import kdn
 from kdn.api.steered import prefill_steered
 from kdn.reuse.steer import LOOK_SHARE, RecipeFolder, Steer, SteerRecipe
-from kdn.serve import Limits, ServeSettings, served
+from kdn.serve import Limits, ServeSettings, create_app, served
 from tests.serve.running import Running, running
 from tests.serve.scripted import ScriptedService
 
@@ -203,6 +206,23 @@ def test_a_report_takes_the_place_of_its_answer(opened: kdn.Kdn) -> None:
         assert ('"plain_text":"' in chat, done) == (True, "[DONE]\n\n")
         response = server.http.post("/v1/responses", json={**body, "stream": True, "kdn": options})
         assert '"plain_text":"' in response.text.split("data: ")[-1]
+
+
+def test_reports_are_worked_out_on_threads_of_their_own(opened: kdn.Kdn) -> None:
+    """Every thread for other routes is busy: many reports would have taken those, too."""
+    app = create_app(served(opened), ServeSettings(port=0))
+    options = {"steer": [{"text": "brass key", "weight": 10}], "steer_report": True}
+    body = {"messages": ASK, "documents": [{"text": TEXT}], "max_tokens": 2, "kdn": options}
+
+    async def ask() -> httpx.Response:
+        threads = to_thread.current_default_thread_limiter()
+        for _ in range(int(threads.total_tokens)):
+            await threads.acquire_on_behalf_of(object())
+        client = httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost")
+        async with asyncio.timeout(30), client as http:
+            return await http.post("/v1/chat/completions", json=body)
+
+    assert asyncio.run(ask()).json()["kdn"]["steering"]["tokens"] == 2
 
 
 def test_a_report_that_fails_is_told_after_the_whole_answer() -> None:

@@ -12,7 +12,7 @@ from starlette.types import ASGIApp, Message
 
 from kdn.serve import Grant, Limits, ServeSettings, create_node_app
 from kdn.serve.auth import LOCAL, own_scope
-from kdn.store import Store, open_store
+from kdn.store import Store, encode_block, open_store
 from tests.store.helpers import block_id, make_block
 
 BLOCK = make_block(block_id(range(256)))
@@ -42,22 +42,26 @@ class Client:
         if reads:
             self.reads.set()
 
-    async def ask(self, app: ASGIApp, path: str) -> None:
+    async def ask(self, app: ASGIApp, path: str, method: str = "GET", body: bytes = b"") -> None:
         path, _, query = path.partition("?")
-        scope = own_scope(path, b"", LOCAL)
+        scope = own_scope(path, body, LOCAL)
         headers = [(b"host", b"localhost"), (b"authorization", b"Bearer root")]
-        scope.update({"kdn.background": False, "method": "GET", "headers": headers})
+        headers.append((b"content-length", str(len(body)).encode()))
+        scope.update({"kdn.background": False, "method": method, "headers": headers})
         scope["query_string"] = query.encode()
-        await app(scope, self._stay, self._take)
+        bodies: list[Message] = [{"type": "http.request", "body": body}]
 
-    async def _stay(self) -> Message:
-        await asyncio.Event().wait()
-        raise AssertionError
+        async def receive() -> Message:
+            if not bodies:
+                await asyncio.Event().wait()
+            return bodies.pop()
+
+        await app(scope, receive, self._take)
 
     async def _take(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.status = message["status"]
-            self.size_bytes = int(dict(message["headers"])[b"content-length"])
+            self.size_bytes = int(dict(message["headers"]).get(b"content-length", 0))
             return
         self.begun.set()
         await self.reads.wait()
@@ -88,8 +92,20 @@ def test_a_caller_that_takes_none_of_two_answers_gets_no_third(store: Store, pat
     assert asyncio.run(ask_three(node(store, 2 * whole.size_bytes))) == [200, 200, 429, 200]
 
 
-def test_layers_are_encoded_on_threads_of_their_own(store: Store) -> None:
-    """Every thread for other routes is busy: a queue of layers would have taken those, too."""
+@pytest.mark.parametrize(
+    ("method", "path", "body"),
+    [
+        ("GET", LAYERS, b""),
+        ("PUT", KEY, bytes(encode_block(BLOCK).data)),
+        ("POST", "/v1/store/verify", b""),
+        ("POST", "/v1/store/copy", b'{"keys": ["%s"], "to": "memory"}' % BLOCK.id.key.encode()),
+        ("POST", "/v1/store/warm", b'{"keys": ["%s"]}' % BLOCK.id.key.encode()),
+    ],
+)
+def test_long_work_is_done_on_threads_of_its_own(
+    store: Store, method: str, path: str, body: bytes
+) -> None:
+    """Every thread for other routes is busy: a queue of such requests would have taken those, too."""
     client, app = Client(reads=True), node(store, 1 << 30)
 
     async def ask() -> None:
@@ -97,7 +113,7 @@ def test_layers_are_encoded_on_threads_of_their_own(store: Store) -> None:
         for _ in range(int(threads.total_tokens)):
             await threads.acquire_on_behalf_of(object())
         async with asyncio.timeout(30):
-            await client.ask(app, LAYERS)
+            await client.ask(app, path, method, body)
 
     asyncio.run(ask())
-    assert client.status == 200
+    assert client.status == (204 if method == "PUT" else 200)

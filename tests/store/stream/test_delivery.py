@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 import kdn
 from kdn.clock import ManualClock
 from kdn.config import Config, StoreConfig
-from kdn.core import KvShape
+from kdn.core import BlockKey, KvShape
 from kdn.errors import CorruptBlock
 from kdn.reuse.codec_quality import CodecQuality, QualityRecord, save_record
 from kdn.store import (
@@ -38,6 +38,7 @@ from kdn.store import (
     open_store,
 )
 from kdn.store.block.reader import BytesHandle
+from kdn.store.links import Links
 from kdn.store.stream.delivery import AS_STORED
 from kdn.store.stream.transcode import decode_layers, encode_layers
 from kdn.trace import NoTrace, Recorder
@@ -156,6 +157,51 @@ def test_the_level_goes_down_when_the_link_slows_midway(tmp_path: Path) -> None:
         assert seconds <= 2.5
     with world(tmp_path / "without", slowing) as one:
         assert one.load(2.5, {})[1] > 2.5
+
+
+def a_delivery(
+    clock: ManualClock, within_s: float, num_blocks: int
+) -> tuple[Callable[[int], AbstractContextManager[str]], Links]:
+    """Over a link of 1 MB/s: reads of whole blocks, of 256 tokens and 1 MB each."""
+    links = Links(clock)
+    links.note("peer", 1_000_000, 1.0)
+    losses = {"int8": Loss(0.01, 0.5), "int4": Loss(0.2, 0.25)}
+    delivery = Delivery(within_s=within_s, num_tokens=256 * num_blocks, links=links, allowed=losses)
+
+    def read(number: int) -> AbstractContextManager[str]:
+        sizes = 1e6 / 256, 1e6 / 256
+        return delivery.reading("peer", (BlockKey(str(number)), 0), 256, sizes)
+
+    return read, links
+
+
+def test_reads_side_by_side_are_in_time_together() -> None:
+    """Each alone would take 1 s as it is stored. All eight have 2 s, which are 0.25 MB for each."""
+    read, _ = a_delivery(ManualClock(), 2.0, 8)
+    with ExitStack() as running:
+        assert [running.enter_context(read(number)) for number in range(8)] == ["int4"] * 8
+
+
+def test_a_read_leaves_those_beside_it_what_they_were_promised() -> None:
+    """Two of eight take 2 MB at 2 MB/s, when 8 MB are in time. At 1 MB/s there are 2 MB for the other six:
+    0.25 MB each are, and 0.5 MB are not."""
+    read, links = a_delivery(ManualClock(), 4.0, 8)
+    links.note("peer", 2_000_000, 1.0)
+    with read(0) as one, read(1) as other:
+        assert (one, other) == (AS_STORED, AS_STORED)
+        links.note("peer", 1_000_000, 1.0)
+        with read(2) as third:
+            assert third == "int4"
+
+
+def test_what_has_come_of_the_reads_beside_it_is_owed_no_more() -> None:
+    """After 1 s two blocks have 1 MB still to come, and the other two the 2 MB of the 2 s after that."""
+    clock = ManualClock()
+    read, _ = a_delivery(clock, 4.0, 4)
+    with read(0), read(1):
+        clock.advance(1.0)
+        with read(2) as third, read(3) as fourth:
+            assert (third, fourth) == (AS_STORED, AS_STORED)
 
 
 def test_what_came_with_loss_never_becomes_the_block(tmp_path: Path) -> None:

@@ -86,8 +86,9 @@ class RemoteEngine:
     def fingerprint(self) -> str:
         """Where answers come from, so that another server or model never goes on with a journal.
 
-        A server of kdn tells a digest of its weights and of what it computes in. Of others, and of a router
-        before servers that differ, nobody notices when other weights, or another dtype, answer by the name.
+        A server of kdn tells a digest of its weights and of what it computes in, here and with each answer:
+        an answer of others raises BadInput. Of other servers, and of a router before servers that differ,
+        nobody notices when other weights, or another dtype, answer by the name.
         """
         place = f"{self._client.url}/{self.model}"
         return f"{place} {self._weights}" if isinstance(self._weights, str) else place
@@ -200,11 +201,20 @@ class RemoteEngine:
 
     def _refuse(self, reply: JsonReply) -> None:
         if reply.status == HTTPStatus.OK:
+            self._refuse_others(reply.body.get("system_fingerprint"))
             return
         said = reply.message
         if reply.status == HTTPStatus.BAD_REQUEST and "context" in said:
             raise PromptTooLong(said)
         raise BadInput(f"{self._client.url} refused a question ({reply.status}): {said}")
+
+    def _refuse_others(self, told: object) -> None:
+        """Results of two models by one name are not to be mixed. What tells no digest is believed."""
+        if isinstance(self._weights, str) and isinstance(told, str) and told != self._weights:
+            raise BadInput(
+                f"{self._client.url} has other weights by the name {self.model!r} than when this began, or"
+                " computes in another dtype or quantization; begin again for results of these alone"
+            )
 
     def _encode(self, word: str) -> tuple[int, ...]:
         body = {"model": self.model, "prompt": word, "add_special_tokens": False}

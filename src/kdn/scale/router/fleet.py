@@ -6,7 +6,7 @@ nothing but its health.  Time comes in as an argument, so a simulation uses the 
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -71,6 +71,9 @@ class StoredChunks:
     def __len__(self) -> int:
         return len(self._names)
 
+    def __contains__(self, name: Hashable) -> bool:
+        return name in self._names
+
     def match(self, chunks: Sequence[Hashable]) -> int:
         """How many leading chunks are here. Not a use."""
         return next((n for n, name in enumerate(chunks) if name not in self._names), len(chunks))
@@ -118,6 +121,7 @@ class _Waiting:
     sent_s: float
     predicted_s: float
     """By the prefill model, before the server's slowdown."""
+    chunks: Sequence[Hashable]
 
 
 @dataclass
@@ -126,6 +130,7 @@ class FleetServer:
 
     name: str
     stored: StoredChunks
+    """Of the prompts that it began to answer: one that it refused taught nothing."""
     is_up: bool = True
     slowdown: float = 1.0
     """Measured prefill time over the model's."""
@@ -135,6 +140,8 @@ class FleetServer:
     """The digest that it last told of each model, None without one; remembered while it is down."""
     _running: set[int] = field(default_factory=set)
     _waiting: dict[int, _Waiting] = field(default_factory=dict)
+    _coming: Counter[Hashable] = field(default_factory=Counter)
+    """The chunks of prompts that wait, each as often as it waits."""
     _free_s: float = 0.0
     """When the last first token came: the oldest prefill runs since then."""
 
@@ -160,16 +167,29 @@ class FleetServer:
         running_s = now_s - max(self._free_s, oldest.sent_s)
         return backlog_s - min(running_s, oldest.predicted_s * self.slowdown)
 
-    def sent(self, number: int, predicted_s: float, now_s: float) -> None:
+    def match(self, chunks: Sequence[Hashable]) -> int:
+        """How many leading chunks it has, or will have once it answers what waits there. Not a use."""
+        gaps = (
+            n
+            for n, name in enumerate(chunks)
+            if name not in self.stored and name not in self._coming
+        )
+        return next(gaps, len(chunks))
+
+    def sent(
+        self, number: int, chunks: Sequence[Hashable], predicted_s: float, now_s: float
+    ) -> None:
         """A prompt was sent to it."""
         self._running.add(number)
-        self._waiting[number] = _Waiting(now_s, predicted_s)
+        self._waiting[number] = _Waiting(now_s, predicted_s, chunks)
+        self._coming.update(chunks)
 
     def began(self, number: int, now_s: float) -> None:
-        """The first token of an answer came: learn from how long it took."""
-        one = self._waiting.pop(number, None)
+        """The first token of an answer came: it has the prompt. Learn from how long it took."""
+        one = self._arrived(number)
         if one is None:
             return
+        self.stored.store(one.chunks)
         took_s = now_s - max(self._free_s, one.sent_s)
         self._free_s = now_s
         if one.predicted_s > 0:
@@ -178,9 +198,26 @@ class FleetServer:
             self.slowdown += weight * (ratio - self.slowdown)
 
     def ended(self, number: int) -> None:
-        """An answer ended, however it did; may be told again."""
+        """An answer ended, however it did; may be told again. One that had not begun leaves nothing."""
         self._running.discard(number)
-        self._waiting.pop(number, None)
+        self._arrived(number)
+
+    def lost(self) -> None:
+        """It does not answer. Nothing that it had, or was sent, is counted on when it comes back."""
+        self.is_up = False
+        self.stored.forget()
+        self._coming.clear()
+        for one in self._waiting.values():
+            one.chunks = ()
+
+    def _arrived(self, number: int) -> _Waiting | None:
+        """The prompt, which waits no longer; None for one that does not wait."""
+        one = self._waiting.pop(number, None)
+        for name in () if one is None else one.chunks:
+            self._coming[name] -= 1
+            if not self._coming[name]:
+                del self._coming[name]
+        return one
 
 
 class Fleet:
@@ -210,11 +247,13 @@ class Fleet:
         return server.wait_s(now_s) + self._own_s(server, prompt) * server.slowdown
 
     def begin(self, name: str, prompt: RoutedPrompt, now_s: float) -> int:
-        """A prompt is sent to a server, which is believed to store it. Returns its number."""
+        """A prompt is sent to a server, which is believed to store it unless it ends unanswered.
+
+        Returns its number.
+        """
         server = self.servers[name]
         self._number += 1
-        server.sent(self._number, self._own_s(server, prompt), now_s)
-        server.stored.store(prompt.chunks)
+        server.sent(self._number, prompt.chunks, self._own_s(server, prompt), now_s)
         return self._number
 
     def correct(
@@ -234,10 +273,8 @@ class Fleet:
 
     def down(self, name: str) -> None:
         """A server does not answer. What it had stored is not counted on when it comes back."""
-        server = self.servers[name]
-        server.is_up = False
-        server.stored.forget()
+        self.servers[name].lost()
 
     def _own_s(self, server: FleetServer, prompt: RoutedPrompt) -> float:
-        cached = prompt.tokens_of(server.stored.match(prompt.chunks))
+        cached = prompt.tokens_of(server.match(prompt.chunks))
         return self._prefill.seconds(prompt.num_tokens - cached, cached)

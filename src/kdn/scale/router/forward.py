@@ -164,7 +164,7 @@ class Forwarder:
         return following is not None and (not lacks or following.may_serve(model))
 
     def _send(self, server: FleetServer, prompt: RoutedPrompt) -> _Sent:
-        believed = server.stored.match(prompt.chunks)
+        believed = server.match(prompt.chunks)
         confirmed = server.stored.confirmed(prompt.chunks)
         number = self.fleet.begin(server.name, prompt, self.clock.now())
         self.numbers.sent(server.name, prompt.num_tokens, prompt.tokens_of(believed))
@@ -229,7 +229,9 @@ class Forwarder:
         return passed | {"accept-encoding": "identity"}
 
     def _respond(self, sent: _Sent, begun: _Begun) -> Response:
-        if httpx.codes.is_success(begun.status):  # a refusal is sooner than any prefill
+        if httpx.codes.is_success(
+            begun.status
+        ):  # a refusal stores nothing, and is sooner than any prefill
             sent.server.began(sent.number, self.clock.now())
         if begun.rest is None:
             self._end(sent)

@@ -17,11 +17,13 @@ import os
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from io import FileIO
 from pathlib import Path
 from typing import IO, Any
 
 import msgspec
+from anyio import CapacityLimiter
 from anyio.to_thread import run_sync
 
 from kdn.clock import Clock
@@ -41,6 +43,8 @@ _MAX_ERRORS = 100
 """Of a batch that has failed; more are not told."""
 _LOOK_S = 0.5
 """How often a running batch is asked whether its time is over."""
+_THREADS = 4
+"""That read or write whole files of batches; there may be many batches."""
 _BUSY = frozenset({429, 503})
 _AGAIN_S = 1.0
 """After so long a line is sent again that found the server full, and a batch goes on that found no room."""
@@ -89,6 +93,7 @@ class BatchRunner:
         self._limits, self._clock, self._new_id = limits, clock, new_id
         self._is_stopping = is_stopping
         self._places = asyncio.Semaphore(limits.width)
+        self._beside = partial(run_sync, limiter=CapacityLimiter(_THREADS))
         self._tasks: dict[str, asyncio.Task[None]] = {}
 
     def resume(self) -> None:
@@ -146,7 +151,7 @@ class BatchRunner:
             return
         path = self._folder.path(batch.input_file_id)
         if batch.status == "validating":
-            total, errors = await run_sync(_validate, path, batch.endpoint, self._limits.lines)
+            total, errors = await self._beside(_validate, path, batch.endpoint, self._limits.lines)
             if errors:
                 await self._fail(batch, errors)
                 return
@@ -155,10 +160,10 @@ class BatchRunner:
                 batch.status, batch.in_progress_at = "in_progress", self._now()
             await run_sync(self._folder.save, batch)
         with system_errors(f"writing the answers of {batch.id}"), ExitStack() as opened:
-            run = await run_sync(self._open, batch, caller, path, opened)
+            run = await self._beside(self._open, batch, caller, path, opened)
             if batch.finalizing_at is None:
                 await self._answer_all(run)
-            await run_sync(self._end, run)
+            await self._beside(self._end, run)
 
     def _open(self, batch: BatchRecord, caller: Caller, path: Path, opened: ExitStack) -> _Run:
         """The batch with what is answered already, its files opened to write on."""

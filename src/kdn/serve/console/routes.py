@@ -6,12 +6,13 @@ import csv
 import io
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
+from functools import partial
 from importlib.resources import files
 from typing import Any, Literal
 
 import msgspec
+from anyio import CapacityLimiter, to_thread
 from fastapi import APIRouter, FastAPI, Request, Response
-from starlette.concurrency import run_in_threadpool
 
 from kdn.serve.auth import may_operate
 from kdn.serve.console.data import ConsoleData
@@ -40,6 +41,8 @@ _FILES = {
     "/console.svg": ("console.svg", "image/svg+xml"),
 }
 _MOST_ROWS = 1000
+_THREADS = 4
+"""That look and act: pages that wait for a slow store keep nobody else waiting."""
 
 
 class _Act(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
@@ -90,11 +93,12 @@ def _data_routes(
     data: ConsoleData, recent: RecentRequests, check: Callable[[Request], None]
 ) -> APIRouter:
     router = APIRouter(prefix="/v1/kdn/console")
+    beside = partial(to_thread.run_sync, limiter=CapacityLimiter(_THREADS))
 
     @router.get("")
     async def overview(request: Request) -> Response:
         check(request)
-        return answer(await run_in_threadpool(data.overview))
+        return answer(await beside(data.overview))
 
     @router.get("/texts")
     async def texts(
@@ -107,7 +111,7 @@ def _data_routes(
     ) -> Response:
         """What is stored, a text a row; `form=csv` gives every row as a table."""
         check(request)
-        rows = await run_in_threadpool(data.rows, q, sort)
+        rows = await beside(data.rows, q, sort)
         if form == "csv":
             return _csv("texts.csv", (_flat(asdict(row)) for row in rows))
         shown = rows[max(offset, 0) :][: max(1, min(limit, _MOST_ROWS))]
@@ -130,7 +134,7 @@ def _data_routes(
     async def act(request: Request) -> Response:
         check(request)
         asked = await read_body(request, _Act)
-        done = await run_in_threadpool(data.act, asked.action, asked.ids, asked.to)
+        done = await beside(data.act, asked.action, asked.ids, asked.to)
         return answer(done)
 
     return router

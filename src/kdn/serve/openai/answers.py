@@ -63,6 +63,8 @@ class Answers(ABC):
         drawn = [token.token_id for token in answers[0].tokens]
         whole = await self._account(whole, [answer.ended.usage for answer in answers], drawn)
         await self._made(self.tell_prompts, whole, shown)
+        served, adapter = self.job.served, self.job.bound_adapter()
+        whole.system_fingerprint = served.weights_with(adapter) if adapter else served.weights
         return json_response(whole)
 
     @property

@@ -259,13 +259,13 @@ class HttpJob:
             prompt=prompt,
             sampling=sampling,
             salt=self.salt,
-            adapter=self._bound(),
+            adapter=self.bound_adapter(),
             priority=self.priority,
             background=self.background,
             **more,
         )
 
-    def _bound(self) -> str | None:
+    def bound_adapter(self) -> str | None:
         """What the adapter's name meant when it was first needed: all requests of a job get the same."""
         if self.adapter is None:
             return None
@@ -289,6 +289,8 @@ class RequestContext:
     """For constraints: what takes long there delays nothing else."""
     telling: CapacityLimiter
     """For answers that tell prompts' tokens, which take seconds: prompts do not wait for them."""
+    comparing: CapacityLimiter
+    """For answers with and without steering, which take whole requests: nothing else waits for them."""
     clock: Clock
     new_id: Callable[[], str]
     recent: RecentRequests

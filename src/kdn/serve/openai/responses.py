@@ -178,6 +178,7 @@ class ChatCompletion(Struct, kw_only=True):
     usage: UsageReport | UnsetType = UNSET
     kdn: KdnReport | UnsetType = UNSET
     system_fingerprint: str | None = None
+    """The model's `weights`, as its card tells them; not in streams."""
     prompt_logprobs: PromptLogprobs | UnsetType = UNSET
 
 

@@ -40,7 +40,7 @@ async def steering_of(
     request = record.request
     work = partial(steer_report, job.served.engine.submit, request, tuple(token_ids))
     with context.hold(job, 1, request.prompt.num_tokens):
-        found = await run_sync(work)
+        found = await run_sync(work, limiter=context.comparing)
     return SteeringReport(
         round(found.kl, 6), found.nll, found.plain_nll, found.num_compared, found.plain_text
     )

@@ -12,7 +12,6 @@ from contextlib import closing, contextmanager
 import msgspec
 from anyio import CapacityLimiter, to_thread
 from fastapi import APIRouter, Request, Response
-from starlette.concurrency import run_in_threadpool
 from starlette.types import Receive, Scope, Send
 
 from kdn.core import BlockKey
@@ -36,6 +35,8 @@ _PIECE_BYTES = 1 << 18
 """Of an answer, handed to a connection as it takes them."""
 _ENCODING_THREADS = 16
 """Blocks that are transcoded at one time: the other routes have threads of their own."""
+_WRITING_THREADS = 16
+"""Blocks that are written at one time: a slow disk does not keep others from what memory has."""
 
 
 def block_routes(
@@ -46,6 +47,7 @@ def block_routes(
     What is sent counts in `backpressure` as a body does, until the client has taken it.
     """
     router, encoding = APIRouter(), CapacityLimiter(_ENCODING_THREADS)
+    writing = CapacityLimiter(_WRITING_THREADS)
 
     @router.get("/v1/store/blocks")
     def changes(request: Request) -> Response:
@@ -88,7 +90,7 @@ def block_routes(
     async def write(request: Request, key: str) -> Response:
         grant = grant_of(request)
         data = memoryview(await request.body())
-        await run_in_threadpool(_take_in, store, grant, _key(key), data)
+        await to_thread.run_sync(_take_in, store, grant, _key(key), data, limiter=writing)
         return Response(status_code=204)
 
     @router.delete("/v1/store/blocks/{key}")

@@ -16,7 +16,6 @@ import msgspec
 from anyio import CapacityLimiter, to_thread
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import StreamingResponse
-from starlette.concurrency import run_in_threadpool
 
 from kdn.clock import Clock, SystemClock
 from kdn.core import EXACT, BlockKey, Fingerprint
@@ -48,6 +47,8 @@ _Body = TypeVar("_Body", bound=msgspec.Struct)
 _CHUNK_BYTES = 1 << 20
 LOOKUP_THREADS = 4
 """Look-ups at one time: a tenant's long ones leave the other routes their threads."""
+_ACTING_THREADS = 4
+"""That read or write many blocks for an admin, so that readers of blocks find a thread meanwhile."""
 
 
 class _Lookup(msgspec.Struct, forbid_unknown_fields=True):
@@ -104,8 +105,9 @@ def manage_routes(
 
     _looking(router, store, grant_of, admin, CapacityLimiter(LOOKUP_THREADS))
     _pinning(router, store, admin, (clock or SystemClock()).wall)
-    _acting(router, store, admin)
-    _bundling(router, store, admin)
+    threads = CapacityLimiter(_ACTING_THREADS)
+    _acting(router, store, admin, threads)
+    _bundling(router, store, admin, threads)
     return router
 
 
@@ -148,13 +150,6 @@ def _looking(
 
     _post(router, admin, "/quota", _Limit, limit)
 
-    @router.post("/verify")
-    def verify(request: Request) -> Response:
-        admin(request)
-        report = store.verify()
-        shape = {"blocks": report.blocks, "size_bytes": report.size_bytes}
-        return answer({**shape, "corrupt": list(report.corrupt)})
-
 
 def _pinning(router: APIRouter, store: Store, admin: Check, wall: Callable[[], float]) -> None:
     pinned = store.tenancy.persistent_pins
@@ -176,64 +171,62 @@ def _pinning(router: APIRouter, store: Store, admin: Check, wall: Callable[[], f
     _post(router, admin, "/unpin", _Which, unpin)
 
 
-def _acting(router: APIRouter, store: Store, admin: Check) -> None:
+def _acting(router: APIRouter, store: Store, admin: Check, threads: CapacityLimiter) -> None:
     def chosen(asked: _Which) -> list[BlockKey]:
         return select(store, asked.which())
 
-    _post(router, admin, "/warm", _Which, lambda asked: warm(store, chosen(asked)))
-    _post(router, admin, "/clear", _Which, lambda asked: forget(store, chosen(asked), asked.tier))
-    _post(
-        router,
-        admin,
-        "/copy",
-        _Carry,
-        lambda asked: copy(store, chosen(asked), asked.to, asked.source),
-    )
-    _post(
-        router,
-        admin,
-        "/move",
-        _Carry,
-        lambda asked: move(store, chosen(asked), asked.to, _source(asked)),
-    )
-    _post(
-        router,
-        admin,
-        "/compress",
-        _Compress,
-        lambda asked: compress(store, chosen(asked), asked.codec),
-    )
+    @router.post("/verify")
+    async def verify(request: Request) -> Response:
+        admin(request)
+        report = await to_thread.run_sync(store.verify, limiter=threads)
+        shape = {"blocks": report.blocks, "size_bytes": report.size_bytes}
+        return answer({**shape, "corrupt": list(report.corrupt)})
+
+    def act(path: str, kind: type[_Body], done: Callable[[_Body], object]) -> None:
+        _post(router, admin, path, kind, done, threads)
+
+    act("/warm", _Which, lambda asked: warm(store, chosen(asked)))
+    act("/clear", _Which, lambda asked: forget(store, chosen(asked), asked.tier))
+    act("/copy", _Carry, lambda asked: copy(store, chosen(asked), asked.to, asked.source))
+    act("/move", _Carry, lambda asked: move(store, chosen(asked), asked.to, _source(asked)))
+    act("/compress", _Compress, lambda asked: compress(store, chosen(asked), asked.codec))
 
 
 def _post(
-    router: APIRouter, admin: Check, path: str, kind: type[_Body], act: Callable[[_Body], object]
+    router: APIRouter,
+    admin: Check,
+    path: str,
+    kind: type[_Body],
+    act: Callable[[_Body], object],
+    threads: CapacityLimiter | None = None,
 ) -> None:
-    """A route of the admin: what `act` answers to a body of that kind, worked out on a thread."""
+    """A route of the admin: what `act` answers to a body of that kind, worked out on one of `threads`."""
 
     async def route(request: Request) -> Response:
         admin(request)
         asked = await read_body(request, kind)
-        return answer(await run_in_threadpool(act, asked))
+        return answer(await to_thread.run_sync(act, asked, limiter=threads))
 
     router.add_api_route(path, route, methods=["POST"], name=path.strip("/"))
 
 
-def _bundling(router: APIRouter, store: Store, admin: Check) -> None:
+def _bundling(router: APIRouter, store: Store, admin: Check, threads: CapacityLimiter) -> None:
     @router.post("/export")
     async def export(request: Request) -> Response:
         admin(request)
         asked = await read_body(request, _Which)
-        keys = await run_in_threadpool(select, store, asked.which())
+        keys = await to_thread.run_sync(select, store, asked.which(), limiter=threads)
         if not keys:
             raise BadInput("there are no such blocks: nothing is exported")
-        bundle = await run_in_threadpool(_bundle, store, keys)
+        bundle = await to_thread.run_sync(_bundle, store, keys, limiter=threads)
         return StreamingResponse(_chunks(bundle), media_type="application/x-tar")
 
     @router.post("/import")
     async def take_in(request: Request) -> Response:
         admin(request)
         body = await request.body()
-        return answer(await run_in_threadpool(import_blocks, store, io.BytesIO(body)))
+        taken = await to_thread.run_sync(import_blocks, store, io.BytesIO(body), limiter=threads)
+        return answer(taken)
 
 
 async def read_body(request: Request, kind: type[_Body]) -> _Body:

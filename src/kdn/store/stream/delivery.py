@@ -7,15 +7,16 @@ What lies across a network where a node can transcode it comes at any level; the
 are stored.
 
 The choice is the streaming half of CacheGen (Liu et al., SIGCOMM 2024, section 5.3): before every read, take
-the best quality with which everything that is left still arrives in time at the speed measured last.
+the best quality with which everything that is left still arrives in time at the speed measured last.  Reads
+that run beside it have chosen already: what the link still owes them is taken off first.
 """
 
 from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 from kdn.core import BlockKey
@@ -93,6 +94,11 @@ class Delivery:
         self._shares = {LOSSLESS: LOSSLESS_SHARE}
         self._shares.update({codec: loss.share for codec, loss in self._allowed.items()})
         self._left = float(num_tokens)
+        self._running: dict[tuple[BlockKey, int], float] = {}
+        """Reads that run, by block and first layer: their tokens."""
+        self._owed = 0.0
+        """Bytes that they had still to get at `_owed_s`."""
+        self._owed_s = 0.0
         self._on_read = on_read
         self._lock = threading.Lock()
 
@@ -101,18 +107,41 @@ class Delivery:
         """The codec of most loss that may be used; None: all that comes is exact."""
         return max(self._allowed, key=lambda codec: self._allowed[codec].kl, default=None)
 
-    def choose(self, tier: str, stored_token_bytes: float, raw_token_bytes: float) -> str:
-        """The level of the next read from `tier`, of a block stored in that many bytes a token."""
-        speed = self.links.last_bytes_per_s(tier)
-        if speed is None:
-            return AS_STORED  # reading is how it gets known
+    @contextmanager
+    def reading(
+        self, tier: str, read: tuple[BlockKey, int], tokens: float, sizes: tuple[float, float]
+    ) -> Iterator[str]:
+        """The level of a read from `tier` that runs inside, and that later ones leave its share of the link.
+
+        Of the read its block and first layer, and how many of the tokens it is; of the block the bytes a
+        token, as it is stored and once decoded.
+        """
         with self._lock:
-            levels = [Level(AS_STORED, stored_token_bytes, 0.0)]
-            for codec, share in self._shares.items():
-                kl = 0.0 if codec == LOSSLESS else self._allowed[codec].kl
-                levels.append(Level(codec, raw_token_bytes * share, kl))
-            left_s = max(self._deadline_s - self.links.clock.now(), 0.0)
-            return choose_level(levels, self._left, left_s * speed).codec
+            speed, now_s = self.links.last_bytes_per_s(tier), self.links.clock.now()
+            came = (speed or 0.0) * (now_s - self._owed_s)
+            self._owed = max(self._owed - came, 0.0) if self._running else 0.0
+            self._owed_s = now_s
+            level = self._choose(speed, *sizes)
+            self._owed += tokens * level.token_bytes
+            self._running[read] = tokens
+        try:
+            yield level.codec
+        finally:
+            with self._lock:
+                self._running.pop(read, None)
+
+    def _choose(self, speed: float | None, stored_bytes: float, raw_bytes: float) -> Level:
+        """For what is left beside the reads that run, with what the link can bring beside them."""
+        as_stored = Level(AS_STORED, stored_bytes, 0.0)
+        if speed is None:
+            return as_stored  # reading is how it gets known
+        levels = [as_stored]
+        for codec, share in self._shares.items():
+            kl = 0.0 if codec == LOSSLESS else self._allowed[codec].kl
+            levels.append(Level(codec, raw_bytes * share, kl))
+        left_s = max(self._deadline_s - self._owed_s, 0.0)
+        tokens = max(self._left - sum(self._running.values()), 0.0)
+        return choose_level(levels, tokens, left_s * speed - self._owed)
 
     def came(
         self,
@@ -126,6 +155,7 @@ class Delivery:
         many of the tokens it was."""
         moved, raw = sizes
         with self._lock:
+            self._running.pop((key, layers[0]), None)
             self._left = max(self._left - part, 0.0)
             self.sizes[level] += moved
             if level in self._shares:
@@ -175,13 +205,18 @@ class DeliveredLoad:
         return self._shared.hidden(layer)
 
     def _runs(self, start: int, stop: int) -> list[memoryview]:
-        header, token = self.header, self.header.shape.token_bytes
-        stored = header.size_bytes / header.id.num_tokens
-        level = AS_STORED
-        if not self._shared.is_read(start, stop) and CODECS[header.codec].lossless:
-            level = self._delivery.choose(self.tier, stored, token)
-        runs = self._encoded(start, stop, level) if level != AS_STORED else None
-        return self._as_stored(start, stop) if runs is None else runs
+        header = self.header
+        if self._shared.is_read(start, stop) or not CODECS[header.codec].lossless:
+            return self._as_stored(start, stop)
+        sizes = header.size_bytes / header.id.num_tokens, header.shape.token_bytes
+        read, tokens = (header.id.key, start), self._tokens(start, stop)
+        with self._delivery.reading(self.tier, read, tokens, sizes) as level:
+            runs = self._encoded(start, stop, level) if level != AS_STORED else None
+            return self._as_stored(start, stop) if runs is None else runs
+
+    def _tokens(self, start: int, stop: int) -> float:
+        """How many of the delivery's tokens these layers are."""
+        return self.header.id.num_tokens * (stop - start) / self.header.shape.num_layers
 
     def _as_stored(self, start: int, stop: int) -> list[memoryview]:
         ranges = [self.header.layer_range(layer) for layer in (start, stop - 1)]
@@ -208,7 +243,5 @@ class DeliveredLoad:
         return runs
 
     def _tell(self, start: int, stop: int, level: str, moved: int) -> None:
-        layers, tokens = self.header.shape.num_layers, self.header.id.num_tokens
-        raw = (stop - start) * self.header.run_bytes
-        part = tokens * (stop - start) / layers
+        raw, part = (stop - start) * self.header.run_bytes, self._tokens(start, stop)
         self._delivery.came(self.header.id.key, (start, stop - 1), level, (moved, raw), part)
