@@ -229,9 +229,8 @@ class Forwarder:
         return passed | {"accept-encoding": "identity"}
 
     def _respond(self, sent: _Sent, begun: _Begun) -> Response:
-        if httpx.codes.is_success(
-            begun.status
-        ):  # a refusal stores nothing, and is sooner than any prefill
+        # a refusal stores nothing, and is sooner than any prefill
+        if httpx.codes.is_success(begun.status):
             sent.server.began(sent.number, self.clock.now())
         if begun.rest is None:
             self._end(sent)
