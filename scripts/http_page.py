@@ -61,7 +61,7 @@ in full.
 
 | route | what it does |
 |---|---|
-| `GET /v1/models`, `/v1/models/NAME` | the model and its adapters, with digests (`weights`, told as `system_fingerprint` by answers that are not streamed); the embedder |
+| `GET /v1/models`, `/v1/models/NAME` | models with digests; answers tell them as `system_fingerprint` |
 | `GET /health`, `/ping` | 200 while the engine runs, else 503 |
 | `GET /metrics` | Prometheus: vLLM's names for what is measured, and kdn's own |
 | `GET /version` | the version |
