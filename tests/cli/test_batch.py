@@ -71,9 +71,8 @@ class Begun:
         self._data = home / "three.csv"
         self._data.write_text("text\nfirst\nsecond\nthird\n")
         self._tiny = tiny
-        journal = BatchJournal(
-            self.journal, read_rows(self._data), PrefillBatch(), BatchSettings(str(tiny))
-        )
+        settings = BatchSettings(str(tiny), str(home), address="127.0.0.1:9")
+        journal = BatchJournal(self.journal, read_rows(self._data), PrefillBatch(), settings)
         journal.add(*done.items())
         journal.close()
 

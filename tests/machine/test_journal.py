@@ -69,6 +69,8 @@ def test_of_lines_that_a_full_disk_cuts_off_none_is_there(tmp_path: Path) -> Non
     with files_up_to(10):
         with pytest.raises(NoSpace, match=r"writing .*run\.jsonl: File too large; free some space"):
             journal.add(22, 33, 44)
+        with pytest.raises(NoSpace):
+            journal.add(55, 66, 77)
         journal.close()
     assert journal.lines == [1]
     assert read_journal(path) == ("run", ["1"])

@@ -58,6 +58,7 @@ class Journal:
                     rest = rest[self._file.write(rest) :]
             except BaseException:
                 self._file.truncate(start)
+                self._file.seek(start)
                 raise
 
     def close(self) -> None:

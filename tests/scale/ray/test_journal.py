@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +23,8 @@ from kdn.scale.ray import (
 
 ROWS = [{"text": text} for text in ("a", "b", "c")]
 PREFILL, LABEL = PrefillBatch(), LabelBatch("Is it {text}?", ("yes", "no"))
-SETTINGS = BatchSettings("/models/tiny", dtype="float32")
+SETTINGS = BatchSettings("/models/tiny", dtype="float32", address="10.0.0.1:6379")
+"""Of a cluster: this machine need not have the model."""
 DONE: dict[int, RowResult] = {
     2: {"num_tokens": 7},
     0: {"error": "the prompt holds too many tokens"},
@@ -59,11 +63,36 @@ def test_rows_are_done_in_any_order_and_a_torn_line_is_not(path: Path) -> None:
     assert done(path) == {**DONE, 1: {"num_tokens": 5}}
 
 
-def test_how_many_engines_there_are_and_where_makes_no_other_batch(path: Path) -> None:
+def test_how_many_engines_there_are_and_where_makes_no_other_labels(tmp_path: Path) -> None:
+    path, first = tmp_path / "out.csv.journal", (0, {"label": "yes", "p_yes": 1.0, "p_no": 0.0})
+    with closing(BatchJournal(path, ROWS, LABEL, SETTINGS)) as begun:
+        begun.add(first)
     elsewhere = replace(
-        SETTINGS, address="10.0.0.1:6379", actors=4, cpus=0.5, gpus=1, batch_rows=2, home="/kdn"
+        SETTINGS, address="10.0.0.2:6379", actors=4, cpus=0.5, gpus=1, batch_rows=2, home="/kdn"
     )
-    assert done(path, settings=elsewhere) == DONE
+    assert done(path, job=LABEL, settings=elsewhere) == dict([first])
+
+
+def test_kv_is_stored_again_where_another_store_is_to_have_it(path: Path) -> None:
+    assert done(path, settings=replace(SETTINGS, actors=4, batch_rows=2)) == DONE
+    for other in (replace(SETTINGS, address="10.0.0.2:6379"), replace(SETTINGS, home="/kdn")):
+        with pytest.raises(BadInput, match="holds 2 results of another run"):
+            BatchJournal(path, ROWS, PREFILL, other)
+
+
+def test_a_model_of_this_machine_with_other_weights_makes_another_batch(
+    tmp_path: Path, tiny_model: Callable[..., Path]
+) -> None:
+    """The same path, written again: one run's table never holds the labels of two models."""
+    model = tmp_path / "model"
+    shutil.copytree(tiny_model("llama"), model)
+    path, settings = tmp_path / "out.csv.journal", BatchSettings(str(model))
+    with closing(BatchJournal(path, ROWS, LABEL, settings)) as begun:
+        begun.add((0, {"error": "too long"}))
+    assert done(path, job=LABEL, settings=settings) == {0: {"error": "too long"}}
+    os.utime(model / "model.safetensors", ns=(10**18, 10**18))
+    with pytest.raises(BadInput, match="holds 1 result of another run"):
+        BatchJournal(path, ROWS, LABEL, settings)
 
 
 @pytest.mark.parametrize(

@@ -204,6 +204,16 @@ def test_what_has_come_of_the_reads_beside_it_is_owed_no_more() -> None:
             assert (third, fourth) == (AS_STORED, AS_STORED)
 
 
+def test_a_read_that_failed_is_owed_nothing() -> None:
+    """One of two failed before a byte came: beside the other's 1 MB the link has 3 MB in time, for three."""
+    read, _ = a_delivery(ManualClock(), 4.0, 4)
+    with read(0):
+        with suppress(CorruptBlock), read(1):
+            raise CorruptBlock("it went away")
+        with read(1) as again:
+            assert again == AS_STORED
+
+
 def test_what_came_with_loss_never_becomes_the_block(tmp_path: Path) -> None:
     """It is counted by level, and a caller without a deadline gets every bit."""
     with world(tmp_path, lambda _: MB) as one:

@@ -37,7 +37,7 @@ class Chunk:
 
     @property
     def stop(self) -> int:
-        return self.start + sum(reader.num_tokens for reader in self.readers)
+        return self.start + _tokens(self.readers)
 
     @property
     def scales(self) -> tuple[ColumnScale, ...]:
@@ -50,6 +50,21 @@ class Chunk:
             ]
             at += reader.num_tokens
         return tuple(found)
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """Stored blocks of a document that stands at `first` in the prompt, from its token `at` on."""
+
+    document: Segment
+    first: int
+    at: int
+    hits: Sequence[BlockHit]
+    alone: bool = True
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(hit.num_tokens for hit in self.hits)
 
 
 @dataclass(frozen=True)
@@ -73,29 +88,31 @@ class StoredDocuments:
         else block by block wherever it was computed (content ids).  What a network delivers is opened
         together.
         """
-        prelude = _prelude(prompt)
-        documents = [(one, first) for one, first in self._documents(prompt) if first >= start]
+        prelude, wanted = _prelude(prompt), list[_Wanted]()
+        for one, first in self._documents(prompt):
+            if first >= start:
+                wanted.append(_Wanted(one, first, 0, self._after_prelude(prelude, one)))
+                wanted += self._elsewhere(one, first, wanted[-1].num_tokens, one.num_tokens)
         with ExitStack() as opened:
-            runs = self._open([self._after_prelude(prelude, one) for one, _ in documents], opened)
-            chunks = [
-                Chunk(first, run) for (_, first), run in zip(documents, runs, strict=True) if run
+            runs = self._open(wanted, opened)
+            instead = [
+                found
+                for one, run in zip(wanted, runs, strict=True)
+                if one.alone and len(run) < len(one.hits)
+                for found in self._elsewhere(one.document, one.first, _tokens(run), one.num_tokens)
             ]
-            missing = [
-                (first + cut, hit)
-                for (one, first), run in zip(documents, runs, strict=True)
-                for cut, hit in self._elsewhere(one, sum(reader.num_tokens for reader in run))
-            ]
-            found = self._open([[hit] for _, hit in missing], opened)
-            for (at, _), run in zip(missing, found, strict=True):
-                chunks += [Chunk(at, run, alone=False)] if run else []
+            runs += self._open(instead, opened)
             opened.pop_all()
+        chunks = [
+            Chunk(one.first + one.at, run, one.alone)
+            for one, run in zip((*wanted, *instead), runs, strict=True)
+            if run
+        ]
         return _joined(sorted(chunks, key=lambda chunk: chunk.start))
 
-    def _open(
-        self, runs: Sequence[Sequence[BlockHit]], opened: ExitStack
-    ) -> list[tuple[Reader, ...]]:
-        """Of each run the leading blocks that open; they are closed with `opened`."""
-        found = open_runs(self.store.tiers, runs, self.store.open)
+    def _open(self, wanted: Sequence[_Wanted], opened: ExitStack) -> list[tuple[Reader, ...]]:
+        """Of each the leading blocks that open; they are closed with `opened`."""
+        found = open_runs(self.store.tiers, [one.hits for one in wanted], self.store.open)
         for reader in chain.from_iterable(found):
             opened.callback(reader.close)
         return [tuple(run) for run in found]
@@ -155,14 +172,13 @@ class StoredDocuments:
             at += hit.num_tokens
         return run
 
-    def _elsewhere(self, segment: Segment, num_stored: int) -> Iterator[tuple[int, BlockHit]]:
-        """Blocks of the segment behind its first `num_stored` tokens that were computed elsewhere, and
-        where in it each begins."""
-        behind = -(-num_stored // BLOCK_TOKENS) * BLOCK_TOKENS
-        for cut in range(behind, segment.num_tokens, BLOCK_TOKENS):
-            hit = self._anywhere(segment.token_ids[cut : cut + BLOCK_TOKENS])
+    def _elsewhere(self, document: Segment, first: int, start: int, stop: int) -> Iterator[_Wanted]:
+        """Whole blocks of the document's tokens [start, stop) that were computed elsewhere."""
+        behind = -(-start // BLOCK_TOKENS) * BLOCK_TOKENS
+        for cut in range(behind, stop, BLOCK_TOKENS):
+            hit = self._anywhere(document.token_ids[cut : cut + BLOCK_TOKENS])
             if hit is not None:
-                yield cut, hit
+                yield _Wanted(document, first, cut, [hit], alone=False)
 
     def _anywhere(self, tokens: TokenIds) -> BlockHit | None:
         """The best block with these very tokens."""
@@ -175,6 +191,10 @@ class StoredDocuments:
         best = min(found, key=lambda one: self.reads.index(one.recipe), default=None)
         tier = None if best is None else self.store.tiers.holder(best.key)
         return None if best is None or tier is None else BlockHit(best, best.num_tokens, tier.name)
+
+
+def _tokens(readers: Iterable[Reader]) -> int:
+    return sum(reader.num_tokens for reader in readers)
 
 
 def _joined(chunks: Iterable[Chunk]) -> list[Chunk]:

@@ -42,7 +42,7 @@ _FILES = {
 }
 _MOST_ROWS = 1000
 _THREADS = 4
-"""That look and act: pages that wait for a slow store keep nobody else waiting."""
+"""That look, and as many that act: pages that wait for a slow store keep nobody else waiting."""
 
 
 class _Act(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
@@ -94,6 +94,7 @@ def _data_routes(
 ) -> APIRouter:
     router = APIRouter(prefix="/v1/kdn/console")
     beside = partial(to_thread.run_sync, limiter=CapacityLimiter(_THREADS))
+    acting = partial(to_thread.run_sync, limiter=CapacityLimiter(_THREADS))
 
     @router.get("")
     async def overview(request: Request) -> Response:
@@ -134,7 +135,7 @@ def _data_routes(
     async def act(request: Request) -> Response:
         check(request)
         asked = await read_body(request, _Act)
-        done = await beside(data.act, asked.action, asked.ids, asked.to)
+        done = await acting(data.act, asked.action, asked.ids, asked.to)
         return answer(done)
 
     return router

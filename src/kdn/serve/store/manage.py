@@ -172,13 +172,15 @@ def _pinning(router: APIRouter, store: Store, admin: Check, wall: Callable[[], f
 
 
 def _acting(router: APIRouter, store: Store, admin: Check, threads: CapacityLimiter) -> None:
+    verifying = CapacityLimiter(_ACTING_THREADS)  # minutes, in which others may be asked to clear
+
     def chosen(asked: _Which) -> list[BlockKey]:
         return select(store, asked.which())
 
     @router.post("/verify")
     async def verify(request: Request) -> Response:
         admin(request)
-        report = await to_thread.run_sync(store.verify, limiter=threads)
+        report = await to_thread.run_sync(store.verify, limiter=verifying)
         shape = {"blocks": report.blocks, "size_bytes": report.size_bytes}
         return answer({**shape, "corrupt": list(report.corrupt)})
 

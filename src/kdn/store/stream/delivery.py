@@ -94,8 +94,8 @@ class Delivery:
         self._shares = {LOSSLESS: LOSSLESS_SHARE}
         self._shares.update({codec: loss.share for codec, loss in self._allowed.items()})
         self._left = float(num_tokens)
-        self._running: dict[tuple[BlockKey, int], float] = {}
-        """Reads that run, by block and first layer: their tokens."""
+        self._running: dict[tuple[BlockKey, int], tuple[float, float]] = {}
+        """Reads that run, by block and first layer: their tokens and bytes."""
         self._owed = 0.0
         """Bytes that they had still to get at `_owed_s`."""
         self._owed_s = 0.0
@@ -119,11 +119,12 @@ class Delivery:
         with self._lock:
             speed, now_s = self.links.last_bytes_per_s(tier), self.links.clock.now()
             came = (speed or 0.0) * (now_s - self._owed_s)
-            self._owed = max(self._owed - came, 0.0) if self._running else 0.0
-            self._owed_s = now_s
+            # one that failed, or that another request's read brought, is owed nothing any more
+            most = sum(num_bytes for _, num_bytes in self._running.values())
+            self._owed, self._owed_s = min(max(self._owed - came, 0.0), most), now_s
             level = self._choose(speed, *sizes)
             self._owed += tokens * level.token_bytes
-            self._running[read] = tokens
+            self._running[read] = tokens, tokens * level.token_bytes
         try:
             yield level.codec
         finally:
@@ -140,7 +141,8 @@ class Delivery:
             kl = 0.0 if codec == LOSSLESS else self._allowed[codec].kl
             levels.append(Level(codec, raw_bytes * share, kl))
         left_s = max(self._deadline_s - self._owed_s, 0.0)
-        tokens = max(self._left - sum(self._running.values()), 0.0)
+        running = sum(tokens for tokens, _ in self._running.values())
+        tokens = max(self._left - running, 0.0)
         return choose_level(levels, tokens, left_s * speed - self._owed)
 
     def came(
