@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import os
-import resource
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from kdn.errors import BadInput, NoSpace
 from kdn.machine.journal import Journal, RunJournal, read_journal
+from tests.full_disk import longest_file
 
 
 def test_only_whole_lines_count(tmp_path: Path) -> None:
@@ -50,23 +49,12 @@ def test_a_pipe_a_device_or_a_folder_is_refused_and_never_waited_for(tmp_path: P
     assert device.is_symlink()
 
 
-@contextmanager
-def files_up_to(size_bytes: int) -> Iterator[None]:
-    """No file of this process grows beyond: to a write it is as a full disk is."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size_bytes, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-
 def test_of_lines_that_a_full_disk_cuts_off_none_is_there(tmp_path: Path) -> None:
     """`run` and `1` take 6 bytes; of 22, 33 and 44 the first would fit into 10."""
     path = tmp_path / "run.jsonl"
     journal = RunJournal(path, "run", int)
     journal.add(1)
-    with files_up_to(10):
+    with longest_file(10):
         with pytest.raises(NoSpace, match=r"writing .*run\.jsonl: File too large; free some space"):
             journal.add(22, 33, 44)
         with pytest.raises(NoSpace):

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-import resource
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Awaitable, Callable
+from contextlib import ExitStack
 from itertools import count
 from pathlib import Path
 
@@ -21,6 +20,7 @@ from kdn.serve.batch.shapes import BatchRecord, FileRecord
 from kdn.serve.batch.store import BatchFolder, whole_lines
 from kdn.serve.errors import Refused
 from kdn.serve.settings import BatchLimits
+from tests.full_disk import longest_file
 
 URL = "/v1/completions"
 RESULT = FileRecord(
@@ -212,17 +212,6 @@ def test_a_killed_server_loses_no_answer(
     assert results(folder, batch.output_file_id).keys() == {"a"}
     assert batch.error_file_id is None
     folder.close()
-
-
-@contextmanager
-def longest_file(size_bytes: int) -> Iterator[None]:
-    """Inside, the system lets no file become longer: to a program that is a full disk."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size_bytes, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def test_a_batch_waits_while_the_disk_is_full(tmp_path: Path) -> None:
