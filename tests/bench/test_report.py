@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import io
 import json
-import resource
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from rich.console import Console
+from tests.full_disk import longest_file
 
 from kdn.bench import (
     BENCHES,
@@ -56,13 +56,9 @@ def test_json_has_every_key_and_null_for_the_absent(tmp_path: Path) -> None:
 def test_a_full_disk_leaves_the_page_of_before(tmp_path: Path) -> None:
     page = write_page(RESULT, tmp_path)
     before = {path: path.read_bytes() for path in tmp_path.iterdir()}
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
-    try:
-        with pytest.raises(NoSpace, match=r"writing .*beads\.json: .*free some space"):
-            write_page(replace(RESULT, notes=("new",)), tmp_path)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    refused = pytest.raises(NoSpace, match=r"writing .*beads\.json: .*free some space")
+    with longest_file(100), refused:
+        write_page(replace(RESULT, notes=("new",)), tmp_path)
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
     assert page.stat().st_mode & 0o777 == 0o644
 
